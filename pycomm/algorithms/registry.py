@@ -1,0 +1,76 @@
+"""The table of algorithms: one decorated function each; tests, tuning and benchmarks iterate over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pycomm.errors import ArgumentError
+from pycomm.kernels.base import Kernels
+from pycomm.transport.base import Transport
+from pycomm.transport.job import Job
+
+Run = Callable[[Transport, Kernels, Job], None]
+Cost = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to do a collective.
+
+    Attributes:
+        kind: the collective, for instance "all_reduce".
+        name: what `algorithm=` calls it.
+        order: in which order it adds: "rank" is 0…n−1; any other order has the algorithm's name.
+        steps: (ranks, nbytes) → messages that follow each other.
+        wire_bytes: (ranks, nbytes) → bytes that the busiest rank sends; nbytes is the larger of
+            input and output.
+        supports: whether it runs on a transport.
+        run: the algorithm itself.
+    """
+
+    kind: str
+    name: str
+    order: str
+    steps: Cost
+    wire_bytes: Cost
+    supports: Callable[[Transport], bool]
+    run: Run
+
+
+_ALGORITHMS: dict[tuple[str, str], Algorithm] = {}
+
+
+def algorithm(
+    kind: str,
+    name: str,
+    *,
+    steps: Cost,
+    wire_bytes: Cost,
+    order: str = "rank",
+    supports: Callable[[Transport], bool] = lambda transport: True,
+) -> Callable[[Run], Run]:
+    """Register the decorated function `(transport, kernels, job)` as an algorithm."""
+
+    def register(run: Run) -> Run:
+        _ALGORITHMS[kind, name] = Algorithm(kind, name, order, steps, wire_bytes, supports, run)
+        return run
+
+    return register
+
+
+def algorithms(kind: str | None = None) -> list[Algorithm]:
+    """Return all registered algorithms, or those for one collective, in order of registration."""
+    return [a for a in _ALGORITHMS.values() if kind in (None, a.kind)]
+
+
+def find(kind: str, name: str) -> Algorithm:
+    """Return the algorithm `name` for the collective `kind`.
+
+    Raises:
+        ArgumentError: there is none; the message lists those that exist.
+    """
+    if (kind, name) not in _ALGORITHMS:
+        names = ", ".join(repr(a.name) for a in algorithms(kind))
+        raise ArgumentError(f"algorithm={name!r} does not exist for {kind}: choose from {names}")
+    return _ALGORITHMS[kind, name]

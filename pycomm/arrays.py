@@ -1,0 +1,143 @@
+"""One view of NumPy arrays, torch tensors and anything with DLPack: address, dtype, count, bytes."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pycomm import _native
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.types import DTYPES, DType
+
+_EXTENDED = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+}
+
+
+def numpy_dtype(dtype: DType) -> np.dtype:
+    """Return the NumPy dtype of `dtype`; bfloat16 and the float8 types come from ml_dtypes."""
+    return _EXTENDED.get(dtype.name) or np.dtype(dtype.name)
+
+
+def torch_dtype(dtype: DType) -> Any:
+    """Return the torch dtype of `dtype`; torch must have been imported."""
+    return getattr(sys.modules["torch"], dtype.name)
+
+
+def resolve_dtype(dtype: Any) -> DType:
+    """Return the DType meant by a name, a NumPy dtype or scalar type, or a torch dtype."""
+    name = str(dtype).removeprefix("torch.") if is_torch_dtype(dtype) else None
+    if name is None:
+        name = dtype if isinstance(dtype, str) and dtype in DTYPES else np.dtype(dtype).name
+    if name not in DTYPES:
+        raise UnsupportedError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def is_torch_dtype(dtype: Any) -> bool:
+    """Say whether `dtype` is a torch dtype, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(dtype, torch.dtype)
+
+
+def is_tensor(x: Any) -> bool:
+    """Say whether `x` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+class View:
+    """Memory of `count` elements of `dtype`, contiguous, at `address`.
+
+    `owner` is the array that the memory belongs to: the view keeps it alive. `packed` says that
+    it is a contiguous copy of a strided array, to be copied back where it is a result.
+    """
+
+    __slots__ = ("owner", "dtype", "count", "address", "packed", "__dict__")
+
+    def __init__(self, owner: Any, dtype: DType, count: int, address: int, packed: bool = False):
+        self.owner = owner
+        self.dtype = dtype
+        self.count = count
+        self.address = address
+        self.packed = packed
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes."""
+        return self.count * self.dtype.itemsize
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """The memory as a flat uint8 array, for transports that want a buffer."""
+        if is_tensor(self.owner):
+            torch = sys.modules["torch"]
+            return self.owner.detach().reshape(-1).view(torch.uint8).numpy()
+        return self.owner.reshape(-1).view(np.uint8)
+
+
+def view(x: Any, *, result: bool = False) -> View:
+    """Return a View of an array; a strided one is packed into a contiguous copy first.
+
+    Args:
+        x: a NumPy array, a torch CPU tensor, or an object with `__dlpack__`.
+        result: whether the operation writes to `x`.
+
+    Raises:
+        ArgumentError: `x` is read-only, or requires grad, and is a result.
+        UnsupportedError: `x` is not an array, or of a dtype or on a device that is not supported.
+    """
+    if type(x) is np.ndarray or isinstance(x, np.ndarray):
+        return _view_numpy(x, result)
+    if is_tensor(x):
+        return _view_tensor(x, result)
+    if hasattr(x, "__dlpack__"):
+        return _view_numpy(np.from_dlpack(x), result)
+    raise UnsupportedError(f"a {type(x).__name__} is not an array: pass a NumPy array or torch tensor")
+
+
+def _view_numpy(x: np.ndarray, result: bool) -> View:
+    dtype = DTYPES.get(x.dtype.name)
+    if dtype is None or not x.dtype.isnative:
+        raise UnsupportedError(f"dtype {x.dtype} is not one of {', '.join(DTYPES)} in native byte order")
+    if result and not x.flags.writeable:
+        raise ArgumentError(f"the array of shape {x.shape} is read-only and would be written: copy it")
+    packed = not x.flags.c_contiguous
+    owner = np.ascontiguousarray(x) if packed else x
+    return View(owner, dtype, owner.size, _native.address(owner), packed)
+
+
+def _view_tensor(x: Any, result: bool) -> View:
+    if x.device.type != "cpu":
+        raise UnsupportedError(f"a tensor on {x.device} cannot be used here: move it with .cpu()")
+    if result and x.requires_grad:
+        raise ArgumentError(
+            f"a tensor of shape {tuple(x.shape)} that requires grad would be written: pass x.detach()"
+        )
+    dtype = DTYPES.get(str(x.dtype)[6:])
+    if dtype is None or x.layout is not sys.modules["torch"].strided:
+        raise UnsupportedError(f"{x.layout} tensors of {x.dtype} are not supported")
+    packed = not x.is_contiguous()
+    owner = x.detach().contiguous() if packed else x
+    return View(owner, dtype, owner.numel(), owner.data_ptr(), packed)
+
+
+def unpack(packed: View, x: Any) -> None:
+    """Copy the contents of a packed view back into the strided array `x` it was made from."""
+    if is_tensor(x):
+        x.detach().copy_(packed.owner)
+    else:
+        np.copyto(x if isinstance(x, np.ndarray) else np.from_dlpack(x), packed.owner)
+
+
+def empty_like(x: Any, shape: tuple[int, ...]) -> Any:
+    """Return a new array of `shape` of the kind and dtype of `x`."""
+    if is_tensor(x):
+        return sys.modules["torch"].empty(shape, dtype=x.dtype)
+    return np.empty(shape, np.asarray(x).dtype)

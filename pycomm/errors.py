@@ -1,0 +1,33 @@
+"""The exceptions of pycomm: what went wrong between ranks, with the values and what to do."""
+
+
+class CommError(RuntimeError):
+    """The base of every error that pycomm raises."""
+
+
+class ArgumentError(CommError, ValueError):
+    """An argument cannot be used; nothing was sent and no memory changed."""
+
+
+class UnsupportedError(CommError, TypeError):
+    """A dtype, operation or kind of array is not supported; the message names an alternative."""
+
+
+class MismatchError(CommError):
+    """Ranks of one communicator called different operations; raised on every one of them."""
+
+
+class CommTimeoutError(CommError, TimeoutError):
+    """A communicator made no progress for its timeout."""
+
+
+class DeadlockError(CommError):
+    """Ranks wait for each other in a cycle."""
+
+
+class DepartedError(CommError):
+    """A rank that is waited for has left: it exited or closed its communicator."""
+
+
+class RankFailedError(CommError):
+    """A rank died."""

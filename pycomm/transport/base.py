@@ -1,0 +1,52 @@
+"""How bytes move between the ranks of one communicator: the interface that algorithms see."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pycomm.transport.job import Job
+
+
+class Request(Protocol):
+    """A transfer under way."""
+
+    def test(self) -> bool:
+        """Make progress and say whether the transfer is complete."""
+
+
+class Transport(ABC):
+    """Point-to-point transfers of bytes between ranks 0…size−1, in order for each pair.
+
+    Messages carry no tags: the k-th receive from a peer takes the k-th message that it sent.
+    Data are flat uint8 arrays. Sent memory must not change, and received memory must not be read,
+    until `wait` returned for the request.
+    """
+
+    rank: int
+    size: int
+    fused: frozenset[str] = frozenset()
+    """The collectives that this transport does as one operation, see `run`."""
+
+    @abstractmethod
+    def isend(self, data: np.ndarray, peer: int) -> Request:
+        """Start to send `data` to `peer`."""
+
+    @abstractmethod
+    def irecv(self, out: np.ndarray, peer: int) -> Request:
+        """Start to receive exactly `out.nbytes` bytes from `peer`."""
+
+    @abstractmethod
+    def wait(self, *requests: Request) -> None:
+        """Return when all of the requests are complete.
+
+        Raises:
+            CommTimeoutError: no progress for the communicator's timeout.
+        """
+
+    def run(self, job: Job) -> None:
+        """Run a collective of `fused` as one operation."""
+        raise NotImplementedError(f"{type(self).__name__} has no fused {job.kind}")

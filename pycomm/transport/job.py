@@ -1,0 +1,37 @@
+"""A collective as transports and algorithms see it: memory, element type, operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from pycomm.arrays import View
+from pycomm.types import DType, ReduceOp
+
+
+@dataclass
+class Job:
+    """One rank's part in a collective.
+
+    kind            input                       output
+    all_reduce      count elements              the same memory as the input
+    broadcast       None                        count elements; read on the root, written elsewhere
+    all_gather      counts[rank] elements       sum(counts) elements, in rank order
+    reduce_scatter  sum(counts) elements        counts[rank] elements
+    barrier         None                        None
+    """
+
+    kind: str
+    dtype: DType
+    input: View | None = None
+    output: View | None = None
+    counts: tuple[int, ...] = ()
+    op: ReduceOp | None = None
+    root: int = 0
+    fingerprint: int = 0
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each rank's chunk starts, in elements; one more entry for the end."""
+        return (0, *accumulate(self.counts))
