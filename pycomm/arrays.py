@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import sys
 from functools import cached_property
 from typing import Any
@@ -136,8 +138,17 @@ def unpack(packed: View, x: Any) -> None:
         np.copyto(x if isinstance(x, np.ndarray) else np.from_dlpack(x), packed.owner)
 
 
-def empty_like(x: Any, shape: tuple[int, ...]) -> Any:
-    """Return a new array of `shape` of the kind and dtype of `x`."""
-    if is_tensor(x):
-        return sys.modules["torch"].empty(shape, dtype=x.dtype)
-    return np.empty(shape, np.asarray(x).dtype)
+def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = None) -> View:
+    """Return the View of a new contiguous array: a torch tensor, or a NumPy array.
+
+    Args:
+        memory: an object with a writable buffer of the right size to lay the array into.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    flat = np.empty(nbytes, np.uint8) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
+    if as_tensor:
+        torch = importlib.import_module("torch")
+        array = torch.from_numpy(flat).view(torch_dtype(dtype)).view(shape)
+    else:
+        array = flat.view(numpy_dtype(dtype)).reshape(shape)
+    return view(array)

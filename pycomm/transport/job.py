@@ -31,6 +31,16 @@ class Job:
     root: int = 0
     fingerprint: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the larger of input and output."""
+        return max((view.nbytes for view in (self.input, self.output) if view), default=0)
+
+    @property
+    def elements(self) -> int | tuple[int, ...]:
+        """The number of elements: of every rank's chunk, or of the one array."""
+        return self.counts or (self.output.count if self.output else 0)
+
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each rank's chunk starts, in elements; one more entry for the end."""

@@ -1,0 +1,17 @@
+// The instruction levels that loops.cpp is compiled for, each in a namespace of its own.
+#pragma once
+
+#include <utility>
+
+#include "cpu/reduce.h"
+
+#define PYCOMM_DECLARE_LEVEL(name)              \
+  namespace pycomm::cpu::name {                 \
+  const Loops& loops(int dtype, int op);        \
+  }
+PYCOMM_DECLARE_LEVEL(plain)
+#if defined(__x86_64__)
+PYCOMM_DECLARE_LEVEL(avx2)
+PYCOMM_DECLARE_LEVEL(avx512)
+#endif
+#undef PYCOMM_DECLARE_LEVEL

@@ -1,0 +1,135 @@
+// The loops of reduce.h, compiled once for each instruction level: PYCOMM_LEVEL names it.
+#include "cpu/levels.h"
+#include "elements.h"
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+// Outputs may be inputs, element on element: no iteration depends on another.
+#if defined(__clang__)
+#define PYCOMM_ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PYCOMM_ELEMENTWISE _Pragma("GCC ivdep")
+#endif
+
+namespace pycomm {
+namespace {
+
+// Denormals are kept, whatever mode the calling thread is in: torch can switch them off, for some threads.
+class KeepDenormals {
+ public:
+#if defined(__SSE__)
+  KeepDenormals() : saved_(_mm_getcsr()) {
+    if (saved_ & kModes) _mm_setcsr(saved_ & ~kModes);
+  }
+  ~KeepDenormals() {
+    if (saved_ & kModes) _mm_setcsr(saved_);
+  }
+
+ private:
+  static constexpr unsigned kModes = 0x8040 | 0x6000;  // flush-to-zero, denormals-are-zero, rounding
+  unsigned saved_;
+#elif defined(__aarch64__)
+  KeepDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    if (saved_ & kModes) asm volatile("msr fpcr, %0" ::"r"(saved_ & ~kModes));
+  }
+  ~KeepDenormals() {
+    if (saved_ & kModes) asm volatile("msr fpcr, %0" ::"r"(saved_));
+  }
+
+ private:
+  static constexpr unsigned long kModes = (1ul << 24) | (3ul << 22);
+  unsigned long saved_;
+#endif
+};
+
+template <class El, Op O>
+struct Loop {
+  using S = typename El::S;
+  using A = typename El::A;
+
+  static void widen(const void* x, void* partial, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* in = static_cast<const S*>(x);
+    auto* acc = static_cast<A*>(partial);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++) acc[i] = enter<El, O>(in[i], r.factor);
+  }
+
+  static void accumulate(void* partial, const void* x, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* acc = static_cast<A*>(partial);
+    auto* in = static_cast<const S*>(x);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++) acc[i] = apply<O>(acc[i], enter<El, O>(in[i], r.factor));
+  }
+
+  static void finish(const void* partial, void* out, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* acc = static_cast<const A*>(partial);
+    auto* to = static_cast<S*>(out);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++) to[i] = leave<El, O>(acc[i], r.inputs);
+  }
+
+  static void first_two(const void* a, const void* b, void* partial, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* left = static_cast<const S*>(a);
+    auto* right = static_cast<const S*>(b);
+    auto* acc = static_cast<A*>(partial);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++) acc[i] = apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor));
+  }
+
+  static void only_two(const void* a, const void* b, void* out, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* left = static_cast<const S*>(a);
+    auto* right = static_cast<const S*>(b);
+    auto* to = static_cast<S*>(out);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++)
+      to[i] = leave<El, O>(apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor)), r.inputs);
+  }
+
+  static void last(const void* partial, const void* x, void* out, size_t count, const cpu::Reduction& r) {
+    KeepDenormals mode;
+    auto* acc = static_cast<const A*>(partial);
+    auto* in = static_cast<const S*>(x);
+    auto* to = static_cast<S*>(out);
+    PYCOMM_ELEMENTWISE
+    for (size_t i = 0; i < count; i++) to[i] = leave<El, O>(apply<O>(acc[i], enter<El, O>(in[i], r.factor)), r.inputs);
+  }
+};
+
+template <DType D, Op O>
+constexpr cpu::Loops loops_of() {
+  using El = ElementOf<D>;
+  if constexpr (exists(O, El::family)) {
+    using L = Loop<El, O>;
+    return {L::widen, L::accumulate, L::finish, L::first_two, L::only_two, L::last};
+  } else {
+    return {};
+  }
+}
+
+template <int... Codes>
+struct Table {
+  cpu::Loops entry[sizeof...(Codes)] = {loops_of<DType(Codes / kOps), Op(Codes % kOps)>()...};
+};
+
+template <int... Codes>
+constexpr Table<Codes...> make_table(std::integer_sequence<int, Codes...>) {
+  return {};
+}
+
+constexpr auto table = make_table(std::make_integer_sequence<int, kDTypes * kOps>());
+
+}  // namespace
+
+namespace cpu::PYCOMM_LEVEL {
+const Loops& loops(int dtype, int op) { return table.entry[dtype * kOps + op]; }
+}  // namespace cpu::PYCOMM_LEVEL
+
+}  // namespace pycomm

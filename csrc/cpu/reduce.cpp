@@ -1,0 +1,114 @@
+// Chooses the loops by processor, and walks over arrays in blocks that stay in the first-level cache.
+#include "cpu/reduce.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/levels.h"
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+namespace pycomm::cpu {
+namespace {
+
+struct Level {
+  const char* name;
+  const Loops& (*loops)(int dtype, int op);
+  bool available;
+};
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+const Level kLevels[] = {
+    {"avx512", avx512::loops, has_avx512()},
+    {"avx2", avx2::loops, bool(__builtin_cpu_supports("avx2"))},
+    {"plain", plain::loops, true},
+};
+#else
+const Level kLevels[] = {{"plain", plain::loops, true}};
+#endif
+
+const Level* best() {
+  return std::find_if(std::begin(kLevels), std::end(kLevels), [](const Level& l) { return l.available; });
+}
+
+const Level* current = best();
+
+constexpr size_t kItemBytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1, 8, 16};
+constexpr size_t kPartialBytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 4, 4, 4, 8, 4, 4, 8, 16};
+constexpr size_t kBlockBytes = 8192;
+
+// One block: all inputs are read before the first output is written, so outputs may be inputs.
+void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out, size_t count, const Reduction& r) {
+  alignas(64) char partial[kBlockBytes];
+  auto input = [&](int k) { return static_cast<const char*>(in[k]) + at; };
+  if (r.inputs == 2) return loop.only_two(input(0), input(1), out, count, r);
+  if (r.inputs == 1) {
+    loop.widen(input(0), partial, count, r);
+    return loop.finish(partial, out, count, r);
+  }
+  loop.first_two(input(0), input(1), partial, count, r);
+  for (int k = 2; k < r.inputs - 1; k++) loop.accumulate(partial, input(k), count, r);
+  loop.last(partial, input(r.inputs - 1), out, count, r);
+}
+
+}  // namespace
+
+const Loops& loops(const Reduction& r) { return current->loops(r.dtype, r.op); }
+
+size_t item_bytes(int dtype) { return kItemBytes[dtype]; }
+size_t partial_bytes(int dtype) { return kPartialBytes[dtype]; }
+const char* level() { return current->name; }
+
+void use_level(const char* name) {
+  for (const Level& l : kLevels)
+    if (l.available && !std::strcmp(l.name, name)) {
+      current = &l;
+      return;
+    }
+  throw std::invalid_argument(std::string("instruction level ") + name + " cannot run on this processor");
+}
+
+void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count, const Reduction& r,
+            bool streaming) {
+  const Loops& loop = loops(r);
+  const size_t item = kItemBytes[r.dtype], block = kBlockBytes / kPartialBytes[r.dtype];
+  alignas(64) char result[kBlockBytes];
+  for (size_t i = 0; i < count; i += block) {
+    const size_t n = std::min(block, count - i), at = i * item;
+    char* out = streaming ? result : static_cast<char*>(outputs[0]) + at;
+    reduce_block(loop, inputs, at, out, n, r);
+    for (int k = streaming ? 0 : 1; k < outputs_count; k++) copy(static_cast<char*>(outputs[k]) + at, out, n * item, streaming);
+  }
+#if defined(__x86_64__)
+  if (streaming) _mm_sfence();
+#endif
+}
+
+void copy(void* to, const void* from, size_t bytes, bool streaming) {
+#if defined(__x86_64__)
+  char* t = static_cast<char*>(to);
+  auto* f = static_cast<const char*>(from);
+  if (streaming && bytes >= 256) {
+    size_t head = (64 - reinterpret_cast<uintptr_t>(t) % 64) % 64;
+    std::memcpy(t, f, head);
+    for (t += head, f += head, bytes -= head; bytes >= 64; t += 64, f += 64, bytes -= 64)
+      for (int k = 0; k < 64; k += 16)
+        _mm_stream_si128(reinterpret_cast<__m128i*>(t + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(f + k)));
+  }
+  std::memcpy(t, f, bytes);
+#else
+  (void)streaming;
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+}  // namespace pycomm::cpu

@@ -1,0 +1,138 @@
+#include "shm/board.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+namespace pycomm::shm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+size_t Board::bytes(int size) {
+  return size_t(size) * (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) + 6 * kSmallBytes) + 4096;
+}
+
+Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
+    : segment_(std::move(segment)), rank_(rank), size_(size), spins_(crowded ? 20 : 4000), timeout_(timeout), peer_slabs_(size) {
+  char* at = segment_.data();
+  auto place = [&](auto*& array, size_t count) {
+    array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
+    at += count * sizeof(*array);
+  };
+  place(lines_, 2 * size);
+  place(phases_, size);
+  place(presence_, size);
+  place(notes_, size);
+  staging_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + 4095) & ~uintptr_t(4095));
+  presence_[rank].pid = getpid();
+}
+
+Board::~Board() { depart(); }
+
+void Board::depart() { presence_[rank_].departed.store(1, std::memory_order_release); }
+
+Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idle) {
+  sequence_++;
+  Line& mine = line(rank_);
+  mine.fingerprint = fingerprint;
+  offer(data, bytes);
+  mine.epoch.publish(sequence_);
+  for (int r = 0; r < size_; r++)
+    if (r != rank_) await(line(r).epoch, sequence_, r, idle);
+  return agree();
+}
+
+// Small data are copied before the line is published; large data are only pointed at.
+void Board::offer(const void* data, size_t bytes) {
+  Line& mine = line(rank_);
+  mine.offer = Offer::nothing;
+  if (!data || !bytes) return;
+  if (bytes <= Line::kPayloadBytes) {
+    mine.offer = Offer::line;
+    std::memcpy(mine.payload, data, bytes);
+    return;
+  }
+  mine.place = bytes > kInPlaceBytes ? Slabs::instance().find(data) : Place{};
+  mine.offer = mine.place.serial ? Offer::slab : bytes <= kSmallBytes ? Offer::staged : Offer::ordinary;
+  if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
+}
+
+// From what all ranks offered, so that all come to the same conclusion.
+Path Board::agree() {
+  bool staged = true, in_place = true;
+  for (int r = 0; r < size_; r++) {
+    if (line(r).fingerprint != line(rank_).fingerprint) throw Mismatch{};
+    const Offer o = line(r).offer;
+    staged = staged && (o == Offer::nothing || o == Offer::line || o == Offer::staged);
+    in_place = in_place && (o == Offer::nothing || o == Offer::slab);
+  }
+  return staged ? Path::staged : in_place ? Path::in_place : Path::pipelined;
+}
+
+char* Board::source(int r) {
+  switch (line(r).offer) {
+    case Offer::line: return line(r).payload;
+    case Offer::slab: return slab_memory(r);
+    default: return small(r);
+  }
+}
+
+char* Board::slab_memory(int r) {
+  const Place& place = line(r).place;
+  auto& known = peer_slabs_[r];
+  auto found = std::find_if(known.begin(), known.end(), [&](auto& entry) { return entry.first == place.nonce; });
+  if (found == known.end()) found = known.emplace(known.end(), place.nonce, map_slab(presence_[r].pid, place));
+  return found->second->data() + place.offset;
+}
+
+void Board::barrier(Idle& idle) {
+  phases_[rank_].passed.publish(++phase_);
+  for (int r = 0; r < size_; r++)
+    if (r != rank_) await(phases_[r].passed, phase_, r, idle);
+}
+
+inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle) {
+  for (int i = 0; i < spins_; i++) {
+    if (counter.reached(target)) return;
+    pause();
+  }
+  await_long(counter, target, peer, idle);
+}
+
+// Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.
+void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) {
+  const auto start = Clock::now();
+  for (int i = 0; !counter.reached(target); i++) {
+    if (i < 50) {
+      sched_yield();
+      continue;
+    }
+    if (i == 50) idle.park();
+    counter.sleep(target, 5000);
+    if (has_departed(peer) && !counter.reached(target)) throw Departed{peer};
+    if (seconds_since(start) > timeout_) throw Stalled{peer, sequence_};
+    idle.poll();
+  }
+  waited_ns_ += uint64_t(seconds_since(start) * 1e9);
+}
+
+std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& idle) {
+  std::strncpy(notes_[rank_].text, mine.c_str(), sizeof(Note::text) - 1);
+  notes_[rank_].epoch.publish(sequence_);
+  idle.park();
+  const auto start = Clock::now();
+  std::vector<std::string> all(size_);
+  for (int r = 0; r < size_; r++) {
+    Counter& epoch = notes_[r].epoch;
+    while (!epoch.reached(sequence_) && seconds_since(start) < 2.0 && !has_departed(r)) epoch.sleep(sequence_, 5000);
+    if (epoch.reached(sequence_)) all[r] = notes_[r].text;
+  }
+  return all;
+}
+
+}  // namespace pycomm::shm

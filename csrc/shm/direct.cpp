@@ -1,0 +1,185 @@
+#include "shm/direct.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace pycomm::shm {
+namespace {
+
+constexpr size_t kLine = 64;
+constexpr size_t kStreamingBytes = size_t(16) << 20;  // beyond the caches
+
+// An even share of `count` elements for each rank, cut at cache lines.
+struct Shares {
+  Shares(size_t count, int size, size_t item) : count(count) {
+    const size_t unit = std::max<size_t>(1, kLine / item);
+    share = ((count + size - 1) / size + unit - 1) / unit * unit;
+  }
+  size_t begin(int r) const { return std::min(count, share * size_t(r)); }
+  size_t end(int r) const { return begin(r + 1); }
+  size_t count, share;
+};
+
+std::vector<char*> sources(Board& board, size_t offset_bytes = 0) {
+  std::vector<char*> all(board.size());
+  for (int r = 0; r < board.size(); r++) all[r] = board.source(r) + offset_bytes;
+  return all;
+}
+
+void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count, const cpu::Reduction& r, bool streaming = false) {
+  cpu::reduce(reinterpret_cast<const void* const*>(in.data()), reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r,
+              streaming);
+}
+
+// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area are enough:
+// what step k + 1 overwrites was last read in step k - 1, before the barrier that ended it.
+template <class Bring, class Consume>
+void pipeline(Board& board, size_t pieces, Idle& idle, Bring bring, Consume consume) {
+  bring(size_t(0));
+  board.barrier(idle);
+  for (size_t k = 0; k < pieces; k++) {
+    if (k + 1 < pieces) bring(k + 1);
+    consume(k);
+    board.barrier(idle);
+  }
+}
+
+// Each rank reduces its share over all buffers and writes the result into all of them in the same pass.
+void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Idle& idle) {
+  const size_t item = cpu::item_bytes(r.dtype);
+  const Shares shares(count, board.size(), item);
+  const size_t begin = shares.begin(board.rank()), mine = shares.end(board.rank()) - begin;
+  const auto buffers = sources(board, begin * item);
+  reduce(buffers, buffers, mine, r, count * item * board.size() >= kStreamingBytes);
+  board.barrier(idle);
+}
+
+// Bring a piece but for this rank's share, reduce that share of all ranks' pieces, take the other shares.
+void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r, Idle& idle) {
+  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item, pieces = (count + per - 1) / per;
+  const int me = board.rank(), size = board.size();
+  auto at = [&](size_t k) { return data + k * per * item; };
+  auto shares = [&](size_t k) { return Shares(std::min(per, count - k * per), size, item); };
+  auto bring = [&](size_t k) {
+    const Shares s = shares(k);
+    const size_t begin = s.begin(me) * item, end = s.end(me) * item;
+    std::memcpy(board.piece_in(me, k), at(k), begin);
+    std::memcpy(board.piece_in(me, k) + end, at(k) + end, s.count * item - end);
+  };
+  auto take = [&](size_t k) {
+    const Shares s = shares(k);
+    for (int p = 0; p < size; p++)
+      if (p != me) std::memcpy(at(k) + s.begin(p) * item, board.piece_out(p, k) + s.begin(p) * item, (s.end(p) - s.begin(p)) * item);
+  };
+  auto consume = [&](size_t k) {
+    const Shares s = shares(k);
+    const size_t begin = s.begin(me) * item;
+    std::vector<char*> in(size), out{at(k) + begin, board.piece_out(me, k) + begin};
+    for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece_in(p, k)) + begin;
+    reduce(in, out, s.end(me) - s.begin(me), r);
+    if (k) take(k - 1);
+  };
+  pipeline(board, pieces, idle, bring, consume);
+  take(pieces - 1);
+}
+
+void reduce_scatter_pipelined(Board& board, const char* in, char* out, const size_t* offsets, const cpu::Reduction& r, Idle& idle) {
+  const int me = board.rank(), size = board.size();
+  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item / size;
+  size_t longest = 0;
+  for (int p = 0; p < size; p++) longest = std::max(longest, offsets[p + 1] - offsets[p]);
+  auto count = [&](int p, size_t k) {
+    const size_t chunk = offsets[p + 1] - offsets[p];
+    return std::min(per, chunk - std::min(chunk, k * per));
+  };
+  auto from = [&](int p, size_t k) { return in + (offsets[p] + k * per) * item; };
+  auto bring = [&](size_t k) {
+    for (int p = 0; p < size; p++)
+      if (p != me && count(p, k)) std::memcpy(board.piece_in(me, k) + p * per * item, from(p, k), count(p, k) * item);
+  };
+  auto consume = [&](size_t k) {
+    if (!count(me, k)) return;
+    std::vector<char*> inputs(size), output{out + k * per * item};
+    for (int p = 0; p < size; p++) inputs[p] = p == me ? const_cast<char*>(from(me, k)) : board.piece_in(p, k) + me * per * item;
+    reduce(inputs, output, count(me, k), r);
+  };
+  pipeline(board, (longest + per - 1) / per, idle, bring, consume);
+}
+
+}  // namespace
+
+void barrier(Board& board, uint64_t fingerprint, Idle& idle) { board.open(fingerprint, nullptr, 0, idle); }
+
+void all_reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r, Idle& idle) {
+  r.inputs = board.size();
+  const size_t bytes = count * cpu::item_bytes(r.dtype);
+  if (bytes > Board::kSmallBytes) idle.park();
+  switch (board.open(fingerprint, data, bytes, idle)) {
+    case Path::staged: return reduce(sources(board), {static_cast<char*>(data)}, count, r);
+    case Path::in_place: return all_reduce_in_place(board, count, r, idle);
+    case Path::pipelined: return all_reduce_pipelined(board, static_cast<char*>(data), count, r, idle);
+  }
+}
+
+void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int root, Idle& idle) {
+  const bool mine = board.rank() == root;
+  if (bytes > Board::kSmallBytes) idle.park();
+  const Path path = board.open(fingerprint, mine ? data : nullptr, bytes, idle);
+  char* to = static_cast<char*>(data);
+  if (path != Path::pipelined) {
+    if (!mine) std::memcpy(to, board.source(root), bytes);
+    if (path == Path::in_place) board.barrier(idle);
+    return;
+  }
+  const size_t per = Board::kSegmentBytes;
+  auto length = [&](size_t k) { return std::min(per, bytes - k * per); };
+  auto bring = [&](size_t k) {
+    if (mine) std::memcpy(board.piece_in(root, k), to + k * per, length(k));
+  };
+  auto consume = [&](size_t k) {
+    if (!mine) std::memcpy(to + k * per, board.piece_in(root, k), length(k));
+  };
+  pipeline(board, (bytes + per - 1) / per, idle, bring, consume);
+}
+
+void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, Idle& idle) {
+  const int me = board.rank(), size = board.size();
+  char* to = static_cast<char*>(out);
+  auto bytes = [&](int p) { return offsets[p + 1] - offsets[p]; };
+  if (offsets[size] > Board::kSmallBytes) idle.park();
+  const Path path = board.open(fingerprint, in, bytes(me), idle);
+  if (to + offsets[me] != in && bytes(me)) std::memcpy(to + offsets[me], in, bytes(me));
+  if (path != Path::pipelined) {
+    for (int p = 0; p < size; p++)
+      if (p != me && bytes(p)) std::memcpy(to + offsets[p], board.source(p), bytes(p));
+    if (path == Path::in_place) board.barrier(idle);
+    return;
+  }
+  size_t longest = 0;
+  for (int p = 0; p < size; p++) longest = std::max(longest, bytes(p));
+  const size_t per = Board::kSegmentBytes;
+  auto length = [&](int p, size_t k) { return std::min(per, bytes(p) - std::min(bytes(p), k * per)); };
+  auto bring = [&](size_t k) {
+    if (length(me, k)) std::memcpy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
+  };
+  auto consume = [&](size_t k) {
+    for (int p = 0; p < size; p++)
+      if (p != me && length(p, k)) std::memcpy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
+  };
+  pipeline(board, (longest + per - 1) / per, idle, bring, consume);
+}
+
+void reduce_scatter(Board& board, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, cpu::Reduction r, Idle& idle) {
+  r.inputs = board.size();
+  const int me = board.rank();
+  const size_t item = cpu::item_bytes(r.dtype), bytes = offsets[board.size()] * item;
+  if (bytes > Board::kSmallBytes) idle.park();
+  const Path path = board.open(fingerprint, in, bytes, idle);
+  char* to = static_cast<char*>(out);
+  if (path == Path::pipelined) return reduce_scatter_pipelined(board, static_cast<const char*>(in), to, offsets, r, idle);
+  reduce(sources(board, offsets[me] * item), {to}, offsets[me + 1] - offsets[me], r);
+  if (path == Path::in_place) board.barrier(idle);
+}
+
+}  // namespace pycomm::shm

@@ -1,0 +1,60 @@
+"""pycomm: collective communication between ranks, and trainers on top of it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pycomm.algorithms
+from pycomm.communicator import Communicator, init
+from pycomm.errors import (
+    ArgumentError,
+    CommError,
+    CommTimeoutError,
+    DeadlockError,
+    DepartedError,
+    MismatchError,
+    RankFailedError,
+    UnsupportedError,
+)
+from pycomm.transport.mailbox import ANY
+from pycomm.types import ReduceOp, premul_sum
+from pycomm.work import Work
+
+if TYPE_CHECKING:
+    from pycomm.parallel.data_parallel import DataParallel
+    from pycomm.trainers.data_parallel import DataParallelTrainer
+    from pycomm.trainers.model_parallel import ModelParallelTrainer
+
+_NEED_TORCH = {
+    "DataParallel": "pycomm.parallel.data_parallel",
+    "DataParallelTrainer": "pycomm.trainers.data_parallel",
+    "ModelParallelTrainer": "pycomm.trainers.model_parallel",
+}
+
+__all__ = [
+    "ANY",
+    "ArgumentError",
+    "CommError",
+    "CommTimeoutError",
+    "Communicator",
+    "DataParallel",
+    "DataParallelTrainer",
+    "DeadlockError",
+    "DepartedError",
+    "MismatchError",
+    "ModelParallelTrainer",
+    "RankFailedError",
+    "ReduceOp",
+    "UnsupportedError",
+    "Work",
+    "init",
+    "premul_sum",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name in _NEED_TORCH:
+        return getattr(import_module(_NEED_TORCH[name]), name)
+    raise AttributeError(f"module 'pycomm' has no attribute {name!r}")

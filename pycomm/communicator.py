@@ -1,0 +1,360 @@
+"""The public Communicator: every operation is checked, traced, given an algorithm, and run."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pycomm import _native, arrays
+from pycomm.arrays import View, is_tensor, view
+from pycomm.config import Config
+from pycomm.dispatch import Dispatcher, returned
+from pycomm.errors import ArgumentError
+from pycomm.guard import guard
+from pycomm.kernels.cpu import CpuKernels
+from pycomm.observe.stats import Stats
+from pycomm.shapes import gathered, scattered
+from pycomm.transport.job import Job
+from pycomm.transport.mailbox import ANY
+from pycomm.transport.mpi import MpiWire, import_mpi
+from pycomm.transport.shm import SharedMemory, host_identity
+from pycomm.transport.wire import Patience, WireTransport
+from pycomm.types import DTYPES, ReduceOp, resolve_op
+from pycomm.work import Transfer, Work
+from pycomm.world import World
+
+
+class Communicator:
+    """A group of ranks that communicate; made by `pycomm.init`, `from_mpi` and `split`.
+
+    Collectives must be called by all ranks in the same order; they take NumPy arrays and torch CPU
+    tensors of any supported dtype, strided ones too. An array belongs to the operation until it
+    returns, or with `async_op=True`, until `wait()` of the Work has returned. Reductions give the
+    same bits on every rank and every run; on one host they add in rank order.
+
+    Attributes:
+        rank: this process's number, 0…size−1.
+        size: how many ranks there are.
+        stats: what communication cost this rank so far.
+    """
+
+    def __init__(self, world: World, ranks: Sequence[int], context: int):
+        """Connect the processes `ranks` of the world; collective over them."""
+        self._world = world
+        self._ranks = tuple(ranks)
+        self._context = context
+        self._local: Communicator | None = None
+        self._memory: SharedMemory | None = None
+        self.stats = Stats()
+        self._patience = Patience(world.timeout, self.stats, self._has_left)
+        messages = WireTransport(world.wire, self._ranks, world.tag(context), self._patience)
+        self.rank, self.size = messages.rank, messages.size
+        self._collectives = Dispatcher(
+            world, messages, CpuKernels(), self.stats, f"pycomm-{context}"
+        )
+        self._share_memory(messages)
+        guard.watch(self)
+
+    def _share_memory(self, messages: WireTransport) -> None:
+        world = self._world
+        if not world.hosts:
+            shared = world.config.shared_memory
+            world.hosts = self.all_gather_object(host_identity() if shared else self.rank)
+        if len({world.hosts[r] for r in self._ranks}) == 1:
+            self._memory = SharedMemory.connect(
+                messages, self.all_gather_object, world.crowded(), world.timeout, self.stats
+            )
+            self._collectives.transport = self._memory or messages
+
+    @classmethod
+    def from_mpi(cls, mpi_comm: Any, timeout: float | None = None) -> Communicator:
+        """Return a Communicator of the ranks of an mpi4py communicator; collective over it.
+
+        MPI stays the caller's: pycomm duplicates the communicator and does not finalize MPI.
+        """
+        config = Config.from_environment()
+        wire = MpiWire(import_mpi()[0], mpi_comm, config)
+        world = World(wire, config, config.timeout if timeout is None else timeout)
+        return cls(world, range(wire.size), world.new_context())
+
+    # ---- collectives -------------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        x: Any,
+        op: str | ReduceOp = "sum",
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        order: str | None = None,
+    ) -> Any:
+        """Reduce `x` element by element over all ranks, in place.
+
+        Args:
+            x: an array of the same dtype and number of elements on every rank.
+            op: "sum", "avg", "prod", "min", "max", "band", "bor", "bxor", or premul_sum(factor).
+            async_op: return a Work at once.
+            algorithm: for instance "ring"; None chooses, see `explain`.
+            order: "rank" adds in rank order between hosts, too.
+
+        Returns:
+            `x`, or a Work whose result it is.
+
+        Raises:
+            MismatchError: ranks disagree on the call; nothing was changed.
+            ArgumentError, UnsupportedError: the arguments cannot be used.
+        """
+        target = view(x, result=True)
+        job = Job("all_reduce", target.dtype, target, target, op=resolve_op(op, target.dtype))
+        return self._collectives.start(job, x, async_op, algorithm, order)
+
+    def broadcast(
+        self, x: Any, root: int = 0, *, async_op: bool = False, algorithm: str | None = None
+    ) -> Any:
+        """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
+        target = view(x, result=self.rank != root)
+        job = Job("broadcast", target.dtype, None, target, root=self._checked_rank(root, "root"))
+        return self._collectives.start(job, x, async_op, algorithm)
+
+    def all_gather(
+        self,
+        x: Any,
+        out: Any = None,
+        counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+    ) -> Any:
+        """Gather `x` of every rank.
+
+        Args:
+            x: an array of the same dtype and shape on every rank; with `counts`, rank r has
+                counts[r] rows.
+            out: an array for the result, or None to allocate one.
+            counts: the number of rows (axis 0) of every rank, the same list on all.
+
+        Returns:
+            (size, *x.shape) in rank order; with `counts`, (sum(counts), *x.shape[1:]).
+        """
+        source = view(x)
+        shape, elements = gathered(tuple(x.shape), self.rank, self.size, counts)
+        target = self._output(out, shape, source, is_tensor(x))
+        job = Job("all_gather", source.dtype, source, target, elements)
+        return self._collectives.start(job, out, async_op, algorithm)
+
+    def reduce_scatter(
+        self,
+        x: Any,
+        op: str | ReduceOp = "sum",
+        out: Any = None,
+        counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        order: str | None = None,
+    ) -> Any:
+        """Reduce over all ranks and leave each rank its chunk of rows.
+
+        Args:
+            x: (size·k, …) on every rank; with `counts`, (sum(counts), …).
+            op: as for `all_reduce`.
+            out: an array for the result, or None to allocate one.
+            counts: the number of rows that each rank gets, the same list on all.
+
+        Returns:
+            (k, …), or (counts[rank], …): rank r has the r-th rows.
+        """
+        source = view(x)
+        shape, elements = scattered(tuple(x.shape), self.rank, self.size, counts)
+        target = self._output(out, shape, source, is_tensor(x))
+        operation = resolve_op(op, source.dtype)
+        job = Job("reduce_scatter", source.dtype, source, target, elements, operation)
+        return self._collectives.start(job, out, async_op, algorithm, order)
+
+    def barrier(self, *, async_op: bool = False) -> Any:
+        """Return when every rank has called it."""
+        return self._collectives.start(Job("barrier", DTYPES["uint8"]), None, async_op)
+
+    def broadcast_object(self, o: Any, root: int = 0) -> Any:
+        """Return rank `root`'s small picklable object on every rank."""
+        data = np.frombuffer(pickle.dumps(o if self.rank == root else None), np.uint8).copy()
+        length = self.broadcast(np.array([data.size]), root)[0]
+        payload = self.broadcast(data if self.rank == root else np.empty(length, np.uint8), root)
+        return o if self.rank == root else pickle.loads(payload)
+
+    def all_gather_object(self, o: Any) -> list[Any]:
+        """Return every rank's small picklable object, in rank order."""
+        data = np.frombuffer(pickle.dumps(o), np.uint8)
+        counts = self.all_gather(np.array([data.size]))[:, 0].tolist()
+        payload = self.all_gather(data, counts=counts)
+        return [pickle.loads(part) for part in np.split(payload, np.cumsum(counts)[:-1])]
+
+    # ---- point to point ----------------------------------------------------------------------------
+
+    def send(self, x: Any, dst: int, tag: int = 0) -> None:
+        """Send an array to rank `dst`; returns when `x` may be reused."""
+        with self.stats.timed():
+            self.isend(x, dst, tag).wait()
+
+    def recv(self, src: int, tag: int = 0, out: Any = None) -> Any:
+        """Receive an array from rank `src`, or from anyone (`pycomm.ANY`).
+
+        Returns:
+            `out`, or if it is None a new array of the kind, dtype and shape that were sent.
+
+        Raises:
+            MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
+        """
+        with self.stats.timed():
+            return self.irecv(src, tag, out).wait()
+
+    def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
+        """Start to send; `x` must not change until `wait()` of the Work has returned."""
+        self._collectives.check()
+        peer, source = self._ranks[self._checked_rank(dst, "dst")], view(x)
+        self.stats.bytes_sent += source.nbytes
+        mailbox = self._world.mailbox
+        sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
+        what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
+        return Transfer(sent.test, self._waiter(dst, what), lambda: None)
+
+    def irecv(self, src: int, tag: int = 0, out: Any = None) -> Work:
+        """Start to receive, in any order of posting; the Work's result is the array."""
+        self._collectives.check()
+        peer = src if src == ANY else self._checked_rank(src, "src")
+        target = None if out is None else view(out, result=True)
+        received = self._world.mailbox.receive(self._context, peer, tag, target)
+
+        def finish() -> Any:
+            if received.error:
+                raise received.error
+            return returned(received.out, out)
+
+        origin = "anyone" if src == ANY else f"rank {src}"
+        what = f"rank {self.rank} receives from {origin} with tag {tag}"
+        return Transfer(received.test, self._waiter(peer, what), finish)
+
+    # ---- memory, groups, life ----------------------------------------------------------------------
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+        """Return a new array of undefined contents in memory that the ranks of this host share.
+
+        Collectives on such symmetric buffers need no copies. The call is local: ranks may allocate
+        different buffers in any order, and free them (by dropping all arrays on them) at any time.
+
+        Args:
+            shape: an int or a sequence of ints.
+            dtype: a name, a NumPy dtype, or a torch dtype, which makes the result a torch tensor.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        resolved = arrays.resolve_dtype(dtype)
+        nbytes = math.prod(shape) * resolved.itemsize
+        memory = _native.SharedMemory(nbytes) if self._memory else None
+        return arrays.empty(shape, resolved, arrays.is_torch_dtype(dtype), memory).owner
+
+    @property
+    def local(self) -> Communicator:
+        """The Communicator of the ranks on this host; the first use is collective."""
+        if self._local is None:
+            hosts = [self._world.hosts[r] for r in self._ranks]
+            alone = len(set(hosts)) == 1
+            self._local = self if alone else self.split(hosts.index(hosts[self.rank]))
+        return self._local
+
+    def split(self, color: int | None, key: int = 0) -> Any:
+        """Return a Communicator of the ranks that pass the same color; collective.
+
+        Args:
+            color: any integer; None takes part in no group and returns None.
+            key: ranks are numbered by key, then by their rank here.
+        """
+        calls = self.all_gather_object((color, key, self._world.next_context))
+        context = self._world.new_context(max(c for _, _, c in calls))
+        members = sorted((k, r) for r, (c, k, _) in enumerate(calls) if c == color)
+        if color is None:
+            return None
+        return Communicator(self._world, [self._ranks[r] for _, r in members], context)
+
+    def explain(self, kind: str, nbytes: int) -> str:
+        """Say which algorithm a collective of `nbytes` would use, why, and the predicted time."""
+        choice = self._collectives.choose(kind, nbytes, None, None)
+        name, us = choice.algorithm.name, choice.predicted_us
+        return f"{kind} of {nbytes} B on {self.size} ranks: {name} ({choice.reason}); {us:.1f} us"
+
+    def close(self) -> None:
+        """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
+        self._collectives.close()
+        self.depart()
+        self._world.mailbox.forget(self._context)
+
+    def depart(self) -> None:
+        """Let the other ranks know that this one takes no part any more."""
+        if self._memory:
+            self._memory.leave()
+
+    def abort(self, code: int) -> None:
+        """End all processes of the job with this exit code."""
+        self._world.wire.abort(code)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that an operation may go without progress."""
+        return self._world.timeout
+
+    def __repr__(self) -> str:
+        return f"<Communicator: rank {self.rank} of {self.size}>"
+
+    # ---- what the operations share -------------------------------------------------------------------
+
+    def _checked_rank(self, rank: int, name: str) -> int:
+        if not 0 <= rank < self.size:
+            raise ArgumentError(f"rank {self.rank}: {name}={rank} is not one of 0…{self.size - 1}")
+        return rank
+
+    def _has_left(self, peer: int) -> bool:
+        if self._memory is None:
+            return False
+        others = [r for r in range(self.size) if r != self.rank]
+        return all(map(self._memory.has_left, others if peer == Patience.ANYONE else [peer]))
+
+    def _waiter(self, peer: int, what: str) -> Callable[[Callable[[], bool], float | None], None]:
+        return lambda ready, timeout: self._patience.until(ready, peer, what, timeout)
+
+    def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
+        if out is None:
+            return arrays.empty(shape, source.dtype, as_tensor)
+        target = view(out, result=True)
+        if tuple(out.shape) != shape or target.dtype != source.dtype:
+            raise ArgumentError(
+                f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "
+                f"result has {shape} of {source.dtype.name}"
+            )
+        return target
+
+
+_world_communicator: Communicator | None = None
+
+
+def init(timeout: float | None = None) -> Communicator:
+    """Return the Communicator of all ranks that the launcher started; the first call is collective.
+
+    Args:
+        timeout: seconds that an operation may go without progress; None is PYCOMM_TIMEOUT, or 300.
+
+    Raises:
+        ArgumentError: called before with another timeout.
+    """
+    global _world_communicator
+    if _world_communicator is None:
+        config = Config.from_environment()
+        world = World.of_mpi(config, config.timeout if timeout is None else timeout)
+        _world_communicator = Communicator(world, range(world.wire.size), world.new_context())
+    elif timeout not in (None, _world_communicator.timeout):
+        raise ArgumentError(
+            f"timeout={timeout:g} is not the {_world_communicator.timeout:g} s of the first call"
+        )
+    return _world_communicator

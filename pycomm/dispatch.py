@@ -1,0 +1,138 @@
+"""The way of every collective: choose an algorithm, compare calls, run, return or explain."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from pycomm.algorithms.registry import Algorithm, find
+from pycomm.arrays import View, unpack, view
+from pycomm.engine import Engine
+from pycomm.errors import CommError, MismatchError
+from pycomm.guard import call_site, describe, fingerprint, guard
+from pycomm.kernels.base import Kernels
+from pycomm.observe.stats import Stats
+from pycomm.transport.base import Transport
+from pycomm.transport.job import Job
+from pycomm.transport.shm import SharedMemory
+from pycomm.tuning import Choice, choose
+from pycomm.world import World
+
+_NOTE_BYTES = 512
+
+
+def returned(result: View | None, out: Any) -> Any:
+    """Return the array of a result: `out` if there is one, also when a packed copy was used."""
+    if result is None or out is None:
+        return result and result.owner
+    if result.packed:
+        unpack(result, out)
+    return out
+
+
+class Dispatcher:
+    """Runs the collectives of one communicator in the order of their calls.
+
+    After an error that leaves ranks at different points, all later calls raise.
+    """
+
+    def __init__(self, world: World, transport: Transport, kernels: Kernels, stats: Stats, name: str):
+        self.transport = transport
+        self._world = world
+        self._kernels = kernels
+        self._stats = stats
+        self._engine = Engine(name)
+        self._closed = False
+        self._failure: BaseException | None = None
+
+    def start(
+        self,
+        job: Job,
+        out: Any,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        order: str | None = None,
+    ) -> Any:
+        """Run a collective, or with `async_op` return its Work; behind all earlier ones.
+
+        Args:
+            out: the caller's array for the result, None for job.output's own.
+        """
+        self.check()
+        chosen = self.choose(job.kind, job.nbytes, algorithm, order).algorithm
+        call = (job.kind, job.dtype.name, job.op, job.elements, job.root, chosen.name)
+        job.fingerprint = fingerprint(*call)
+        if async_op or self._engine.busy():
+            site = call_site()
+            work = self._engine.submit(lambda: self._run(job, chosen, out, site))
+            return work if async_op else work.wait()
+        with self._stats.timed():
+            return self._run(job, chosen, out)
+
+    def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
+        """Choose the algorithm for a call, with the environment's wishes where it has none."""
+        return choose(kind, self.transport, nbytes, name, order or self._world.config.order or None)
+
+    def check(self) -> None:
+        """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
+        guard.check()
+        rank = self.transport.rank
+        if self._closed:
+            raise CommError(f"rank {rank}: this communicator was closed")
+        if self._failure is not None:
+            raise CommError(
+                f"rank {rank}: this communicator failed before and cannot be used any more: "
+                f"{self._failure}"
+            ) from self._failure
+
+    def close(self) -> None:
+        """Finish the operations under way; later calls raise."""
+        self._engine.close()
+        self._closed = True
+
+    def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
+        trace = self._world.trace
+        try:
+            with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
+                self._open(job, algorithm)
+                algorithm.run(self.transport, self._kernels, job)
+        except MismatchError:
+            self._failure = self._mismatch(describe(job, algorithm.name, site or call_site()))
+            raise self._failure from None
+        except BaseException as error:
+            self._failure = error
+            raise
+        self._stats.operations += 1
+        self._stats.bytes_sent += int(algorithm.wire_bytes(self.transport.size, job.nbytes))
+        return returned(job.output, out)
+
+    def _open(self, job: Job, algorithm: Algorithm) -> None:
+        """Compare the ranks' calls before any memory changes; fused collectives do so themselves."""
+        if algorithm.name == "direct" or self.transport.size == 1:
+            return
+        if "barrier" in self.transport.fused:
+            self.transport.run(Job("barrier", job.dtype, fingerprint=job.fingerprint))
+            return
+        mine = np.array([job.fingerprint], np.uint64)
+        if (self._gather_rows(mine) != mine).any():
+            raise MismatchError
+
+    def _gather_rows(self, row: np.ndarray) -> np.ndarray:
+        rows = np.empty((self.transport.size, row.size), row.dtype)
+        source, target = view(row), view(rows)
+        job = Job("all_gather", source.dtype, source, target, (row.size,) * self.transport.size)
+        find("all_gather", "bruck").run(self.transport, self._kernels, job)
+        return rows
+
+    def _mismatch(self, note: str) -> MismatchError:
+        if isinstance(self.transport, SharedMemory):
+            notes = self.transport.exchange_notes(note)
+        else:
+            padded = note.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
+            rows = self._gather_rows(np.frombuffer(padded, np.uint8))
+            notes = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+        lines = [f"  rank {rank}: {text or '(no answer)'}" for rank, text in enumerate(notes)]
+        head = f"rank {self.transport.rank}: the ranks made different calls; no memory was changed"
+        return MismatchError("\n".join([head, *lines]))

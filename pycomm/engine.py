@@ -1,0 +1,49 @@
+"""Asynchronous progress: the collectives of a communicator run in the order of their calls."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pycomm.work import Task
+
+
+class Engine:
+    """Runs the asynchronous operations of one communicator on a thread of its own.
+
+    The thread starts with the first one, so that communicators without cost nothing; different
+    communicators never wait for each other.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._last: Task | None = None
+        self._thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[[], Any]) -> Task:
+        """Run `function` after all that were submitted before."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._last = Task(function)
+        self._tasks.put(self._last)
+        return self._last
+
+    def busy(self) -> bool:
+        """Say whether an operation is waiting or running."""
+        return self._last is not None and not self._last.done()
+
+    def close(self) -> None:
+        """End the thread once all operations are done."""
+        if self._thread is not None:
+            self._tasks.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task.run()
+            del task

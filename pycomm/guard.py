@@ -1,0 +1,124 @@
+"""Never a silent hang: fingerprints of calls, departures, and how a rank that fails ends the job."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from types import FrameType
+from typing import Any, Protocol
+
+from pycomm import _native
+from pycomm.errors import CommError, CommTimeoutError
+from pycomm.transport.job import Job
+
+_logger = logging.getLogger("pycomm")
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+TIMEOUT_EXIT_CODE = 86
+
+
+@lru_cache(maxsize=4096)
+def fingerprint(*call: Any) -> int:
+    """Return 64 bits that differ for different calls, and are the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(call).encode(), digest_size=8).digest(), "little")
+
+
+def call_site(frame: FrameType | None = None) -> str:
+    """Return file and line of the innermost caller outside pycomm."""
+    frame = frame or sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def describe(job: Job, algorithm: str, site: str) -> str:
+    """Return a call in words, for the error on ranks that made another."""
+    words = [f"op={job.op.name!r}"] if job.op else []
+    words += [f"factor={job.op.factor}"] if job.op and job.op.name == "premul_sum" else []
+    words += [f"root={job.root}"] if job.kind == "broadcast" else []
+    words += [job.dtype.name, f"elements={job.elements}", f"algorithm={algorithm!r}"]
+    return f"{job.kind}({', '.join(words)}) at {site}"
+
+
+class Member(Protocol):
+    """What the guard tells of a departure: a communicator."""
+
+    rank: int
+    size: int
+
+    def depart(self) -> None:
+        """Let the other ranks know that this one takes no part any more."""
+
+    def abort(self, code: int) -> None:
+        """End the whole job."""
+
+
+class Guard:
+    """Watches over the process's part in a job, from the first communicator on.
+
+    It marks departures at exit, keeps forked children out, and on an uncaught exception names the
+    rank. Excepthooks that were there before still run. The job itself is ended by the launcher,
+    which sees a process leave with a status other than 0 and without MPI_Finalize.
+    """
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._installed = False
+        self.in_child = False
+
+    def watch(self, member: Member) -> None:
+        """Include a communicator."""
+        self._members.add(member)
+        if not self._installed:
+            self._installed = True
+            self._previous: Callable[..., Any] = sys.excepthook
+            sys.excepthook = self._uncaught
+            atexit.register(self.depart)
+            os.register_at_fork(after_in_child=self._forked)
+
+    def check(self) -> None:
+        """Raise in a forked child, which shares its parent's connections and must not use them."""
+        if self.in_child:
+            raise CommError(
+                f"process {os.getpid()} was forked from a rank and cannot communicate: "
+                "do it in the parent, or start the child with the 'spawn' method"
+            )
+
+    def depart(self) -> None:
+        """Mark this rank as gone on all communicators."""
+        if not self.in_child:
+            for member in list(self._members):
+                member.depart()
+
+    def _forked(self) -> None:
+        self.in_child = True
+        sys.excepthook = self._previous
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        self._previous(kind, error, traceback)
+        world = max(self._members, key=lambda member: member.size, default=None)
+        if world is None or world.size == 1 or hasattr(sys, "ps1"):
+            return
+        _logger.error("rank %d of %d raised %s: the job ends", world.rank, world.size, kind.__name__)
+        sys.stderr.flush()
+        if isinstance(error, CommTimeoutError):
+            world.abort(TIMEOUT_EXIT_CODE)
+        if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+            world.abort(1)  # other threads would keep the process from exiting
+
+
+guard = Guard()
+"""The process's one guard."""
+
+
+def finalize_on_success(address: int) -> None:
+    """Have the function at `address` called when the process exits with status 0, and only then."""
+    if address:
+        _native.finalize_on_success(address)

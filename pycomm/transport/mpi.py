@@ -1,0 +1,106 @@
+"""The wire of an MPI job, through mpi4py: bytes only, nonblocking calls only, under one lock."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from typing import Any
+
+import mpi4py
+import numpy as np
+
+from pycomm.config import Config
+from pycomm.transport.base import Request
+
+_lock = threading.RLock()
+"""Every call into MPI is made under it, so MPI_THREAD_SERIALIZED is enough."""
+
+
+def import_mpi() -> tuple[Any, int]:
+    """Import mpi4py.MPI, initialising MPI if nobody has.
+
+    Returns:
+        The module, and the address of MPI_Finalize if it is for pycomm to call at exit, else 0.
+    """
+    ours = "mpi4py.MPI" not in sys.modules
+    if ours:
+        mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    if not ours:
+        return MPI, 0
+    finalize = ctypes.CDLL(MPI.__file__).MPI_Finalize
+    return MPI, ctypes.cast(finalize, ctypes.c_void_p).value or 0
+
+
+class _MpiRequest:
+    """The pieces of one message; keeps its memory alive until they are complete."""
+
+    __slots__ = ("_pieces", "_memory", "_mpi")
+
+    def __init__(self, mpi: Any, pieces: list[Any], memory: np.ndarray):
+        self._mpi = mpi
+        self._pieces: list[Any] | None = pieces
+        self._memory: np.ndarray | None = memory
+
+    def test(self) -> bool:
+        if self._pieces is not None:
+            with _lock:
+                complete = self._mpi.Request.Testall(self._pieces)
+            if complete:
+                self._pieces = self._memory = None
+        return self._pieces is None
+
+
+class MpiWire:
+    """The processes of an MPI communicator, of which this wire owns a duplicate.
+
+    Args:
+        mpi: the module mpi4py.MPI.
+        comm: an MPI intracommunicator; duplicating it is collective.
+        config: max_message_bytes is used; MPI's counts end at 2³¹−1.
+    """
+
+    def __init__(self, mpi: Any, comm: Any, config: Config):
+        self._mpi = mpi
+        self._comm = comm.Dup()
+        self._piece = config.max_message_bytes
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+        self.tags: int = comm.Get_attr(mpi.TAG_UB) + 1
+
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+        """Start to send a flat uint8 array."""
+        with _lock:
+            pieces = [self._comm.Isend([p, self._mpi.BYTE], peer, tag) for p in self._cut(data)]
+        return _MpiRequest(self._mpi, pieces, data)
+
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+        """Start to receive exactly `out.nbytes` bytes."""
+        with _lock:
+            pieces = [self._comm.Irecv([p, self._mpi.BYTE], peer, tag) for p in self._cut(out)]
+        return _MpiRequest(self._mpi, pieces, out)
+
+    def _cut(self, data: np.ndarray) -> list[np.ndarray]:
+        return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
+
+    def take(self, tag: int) -> tuple[np.ndarray, int] | None:
+        """Return the next message of any size with `tag`, and who sent it; None if there is none."""
+        with _lock:
+            status = self._mpi.Status()
+            message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            if message is None:
+                return None
+            data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+            message.Recv([data, self._mpi.BYTE])
+            return data, status.Get_source()
+
+    def abort(self, code: int) -> None:
+        """End all processes of the job with this exit code."""
+        self._mpi.COMM_WORLD.Abort(code)
+
+    def close(self) -> None:
+        """Free the duplicate; collective."""
+        with _lock:
+            self._comm.Free()

