@@ -1,9 +1,10 @@
-"""The table of algorithms: one decorated function each; tests, tuning and benchmarks iterate over it."""
+"""The table of algorithms, one decorated function each; tests, tuning and benchmarks iterate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pycomm.errors import ArgumentError
 from pycomm.kernels.base import Kernels
@@ -12,6 +13,7 @@ from pycomm.transport.job import Job
 
 Run = Callable[[Transport, Kernels, Job], None]
 Cost = Callable[[int, int], float]
+F = TypeVar("F", bound=Run)
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def algorithm(
     wire_bytes: Cost,
     order: str = "rank",
     supports: Callable[[Transport], bool] = lambda transport: True,
-) -> Callable[[Run], Run]:
+) -> Callable[[F], F]:
     """Register the decorated function `(transport, kernels, job)` as an algorithm."""
 
-    def register(run: Run) -> Run:
+    def register(run: F) -> F:
         _ALGORITHMS[kind, name] = Algorithm(kind, name, order, steps, wire_bytes, supports, run)
         return run
 

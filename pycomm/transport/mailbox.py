@@ -63,11 +63,11 @@ class Header:
 
 @dataclass
 class Incoming:
-    """A message whose header has come; `origin` is the sender's number on the wire."""
+    """A message whose header has come, from process `origin`; large data are still there."""
 
     header: Header
     origin: int
-    inline: np.ndarray
+    data: np.ndarray | None
 
 
 @dataclass
@@ -96,8 +96,8 @@ class Receive:
             self.error = _disagreement(header, self.out)
         if self.out is None or self.error:  # even an unwanted message is received: its sender waits
             self.out = empty(header.shape, header.dtype, header.is_tensor)
-        if header.nbytes <= INLINE_BYTES:
-            self.out.bytes[:] = message.inline
+        if message.data is not None:
+            self.out.bytes[:] = message.data
             self._done = True
         else:
             self._data = wire.irecv(self.out.bytes, message.origin, header.data_tag)
@@ -144,6 +144,9 @@ class Mailbox:
             self._sent[to] += view.nbytes > INLINE_BYTES
             shape = tuple(view.owner.shape)
             header = Header(context, source, tag, view.nbytes, data_tag, view.dtype, is_tensor, shape)
+            if to == self._wire.rank:  # to oneself: nobody else could make a receiver come
+                self._deliver(Incoming(header, to, view.bytes.copy()))
+                return _Send()
             head = np.frombuffer(header.pack(), np.uint8)
             if view.nbytes <= INLINE_BYTES:
                 message = np.concatenate([head, view.bytes])
@@ -168,7 +171,8 @@ class Mailbox:
             while (taken := self._wire.take(HEADER_TAG)) is not None:
                 data, origin = taken
                 header, inline = Header.unpack(data)
-                self._deliver(Incoming(header, origin, inline))
+                inlined = header.nbytes <= INLINE_BYTES
+                self._deliver(Incoming(header, origin, inline if inlined else None))
 
     def _deliver(self, message: Incoming) -> None:
         for i, receive in enumerate(self._posted):
