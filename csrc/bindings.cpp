@@ -18,8 +18,8 @@ using namespace pycomm;
 
 namespace {
 
-// Holds the interpreter lock for short operations and gives it up when one becomes long; then looks for
-// signals such as Ctrl-C now and then.
+// Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
+// for signals such as Ctrl-C now and then.
 class GilIdle : public shm::Idle {
  public:
   ~GilIdle() override {
@@ -44,9 +44,11 @@ T* at(uintptr_t address) {
 }
 
 cpu::Reduction reduction(int dtype, int op, double factor, int inputs) {
-  if (dtype < 0 || dtype > 16 || op < 0 || op > 8) throw std::invalid_argument("dtype or op code out of range");
+  if (dtype < 0 || dtype > 16 || op < 0 || op > 8)
+    throw std::invalid_argument("dtype or op code out of range");
   cpu::Reduction r{dtype, op, factor, inputs};
-  if (!cpu::loops(r).widen) throw std::invalid_argument("the operation does not exist on the dtype");
+  if (!cpu::loops(r).widen)
+    throw std::invalid_argument("the operation does not exist on the dtype");
   return r;
 }
 
@@ -64,7 +66,8 @@ uintptr_t address(nb::handle array) {
 
 // Memory in a slab, as a writable buffer; goes back to the slab when the last array on it is gone.
 struct SharedMemory {
-  explicit SharedMemory(size_t bytes) : data(shm::Slabs::instance().allocate(bytes)), bytes(bytes) {}
+  explicit SharedMemory(size_t bytes)
+      : data(shm::Slabs::instance().allocate(bytes)), bytes(bytes) {}
   SharedMemory(const SharedMemory&) = delete;
   ~SharedMemory() { shm::Slabs::instance().release(data); }
   void* data;
@@ -76,10 +79,12 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
   return PyBuffer_FillInfo(view, self, memory->data, Py_ssize_t(memory->bytes), 0, flags);
 }
 
-PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)}, {0, nullptr}};
+PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
+                                     {0, nullptr}};
 
 std::vector<size_t> checked(const std::vector<size_t>& offsets, int size) {
-  if (offsets.size() != size_t(size) + 1) throw std::invalid_argument("offsets need size + 1 entries");
+  if (offsets.size() != size_t(size) + 1)
+    throw std::invalid_argument("offsets need size + 1 entries");
   return offsets;
 }
 
@@ -87,22 +92,26 @@ void bind_kernels(nb::module_& m) {
   m.def("address", &address, "array"_a);
   m.def("level", &cpu::level, "The instruction level in use: plain, avx2 or avx512.");
   m.def("use_level", &cpu::use_level, "name"_a, "Use another instruction level; for tests.");
-  m.def("widen", [](uintptr_t x, uintptr_t partial, size_t count, int dtype, int op, double factor) {
-    const auto r = reduction(dtype, op, factor, 1);
-    nb::gil_scoped_release release;
-    cpu::loops(r).widen(at<void>(x), at<void>(partial), count, r);
-  });
-  m.def("accumulate", [](uintptr_t partial, uintptr_t x, size_t count, int dtype, int op, double factor) {
-    const auto r = reduction(dtype, op, factor, 1);
-    nb::gil_scoped_release release;
-    cpu::loops(r).accumulate(at<void>(partial), at<void>(x), count, r);
-  });
-  m.def("finish", [](uintptr_t partial, uintptr_t out, size_t count, int dtype, int op, int inputs) {
-    const auto r = reduction(dtype, op, 1.0, inputs);
-    nb::gil_scoped_release release;
-    cpu::loops(r).finish(at<void>(partial), at<void>(out), count, r);
-  });
-  m.def("reduce", [](const std::vector<uintptr_t>& inputs, uintptr_t output, size_t count, int dtype, int op, double factor) {
+  m.def("widen",
+        [](uintptr_t x, uintptr_t partial, size_t count, int dtype, int op, double factor) {
+          const auto r = reduction(dtype, op, factor, 1);
+          nb::gil_scoped_release release;
+          cpu::loops(r).widen(at<void>(x), at<void>(partial), count, r);
+        });
+  m.def("accumulate",
+        [](uintptr_t partial, uintptr_t x, size_t count, int dtype, int op, double factor) {
+          const auto r = reduction(dtype, op, factor, 1);
+          nb::gil_scoped_release release;
+          cpu::loops(r).accumulate(at<void>(partial), at<void>(x), count, r);
+        });
+  m.def("finish",
+        [](uintptr_t partial, uintptr_t out, size_t count, int dtype, int op, int inputs) {
+          const auto r = reduction(dtype, op, 1.0, inputs);
+          nb::gil_scoped_release release;
+          cpu::loops(r).finish(at<void>(partial), at<void>(out), count, r);
+        });
+  m.def("reduce", [](const std::vector<uintptr_t>& inputs, uintptr_t output, size_t count,
+                     int dtype, int op, double factor) {
     const auto r = reduction(dtype, op, factor, int(inputs.size()));
     if (inputs.empty()) throw std::invalid_argument("a reduction needs an input");
     void* out = at<void>(output);
@@ -112,56 +121,73 @@ void bind_kernels(nb::module_& m) {
 }
 
 void bind_memory(nb::module_& m) {
-  nb::class_<SharedMemory>(m, "SharedMemory", nb::type_slots(shared_memory_slots)).def(nb::init<size_t>(), "nbytes"_a);
-  m.def("is_symmetric", [](uintptr_t memory) { return shm::Slabs::instance().find(at<void>(memory)).serial != 0; });
+  nb::class_<SharedMemory>(m, "SharedMemory", nb::type_slots(shared_memory_slots))
+      .def(nb::init<size_t>(), "nbytes"_a);
+  m.def("is_symmetric",
+        [](uintptr_t memory) { return shm::Slabs::instance().find(at<void>(memory)).serial != 0; });
   m.def("symmetric_bytes", [] { return shm::Slabs::instance().bytes_in_use(); });
 }
 
 void bind_board(nb::module_& m) {
   using shm::Board;
   nb::class_<Board>(m, "Board")
-      .def_static("create", [](int rank, int size, bool crowded, double timeout) {
-        return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded, timeout);
-      }, nb::rv_policy::take_ownership)
-      .def_static("open", [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout) {
-        return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout);
-      }, nb::rv_policy::take_ownership)
+      .def_static(
+          "create",
+          [](int rank, int size, bool crowded, double timeout) {
+            return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded,
+                             timeout);
+          },
+          nb::rv_policy::take_ownership)
+      .def_static(
+          "open",
+          [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout) {
+            return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout);
+          },
+          nb::rv_policy::take_ownership)
       .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })
       .def_prop_ro("nonce", [](Board& b) { return b.segment().nonce(); })
       .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
       .def("close_descriptor", &Board::close_descriptor)
       .def("depart", &Board::depart)
       .def("has_departed", &Board::has_departed, "rank"_a)
-      .def("exchange_notes", [](Board& b, const std::string& mine) {
-        GilIdle idle;
-        return b.exchange_notes(mine, idle);
-      })
-      .def("barrier", [](Board& b, uint64_t fingerprint) {
-        GilIdle idle;
-        shm::barrier(b, fingerprint, idle);
-      })
-      .def("all_reduce", [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, int op, double factor) {
-        const auto r = reduction(dtype, op, factor, b.size());
-        GilIdle idle;
-        shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
-      })
-      .def("broadcast", [](Board& b, uint64_t fingerprint, uintptr_t data, size_t bytes, int root) {
-        if (root < 0 || root >= b.size()) throw std::invalid_argument("root out of range");
-        GilIdle idle;
-        shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
-      })
-      .def("all_gather", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out, const std::vector<size_t>& offsets) {
-        const auto o = checked(offsets, b.size());
-        GilIdle idle;
-        shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
-      })
-      .def("reduce_scatter", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out, const std::vector<size_t>& offsets,
-                                int dtype, int op, double factor) {
-        const auto o = checked(offsets, b.size());
-        const auto r = reduction(dtype, op, factor, b.size());
-        GilIdle idle;
-        shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
-      });
+      .def("exchange_notes",
+           [](Board& b, const std::string& mine) {
+             GilIdle idle;
+             return b.exchange_notes(mine, idle);
+           })
+      .def("barrier",
+           [](Board& b, uint64_t fingerprint) {
+             GilIdle idle;
+             shm::barrier(b, fingerprint, idle);
+           })
+      .def("all_reduce",
+           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, int op,
+              double factor) {
+             const auto r = reduction(dtype, op, factor, b.size());
+             GilIdle idle;
+             shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
+           })
+      .def("broadcast",
+           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t bytes, int root) {
+             if (root < 0 || root >= b.size()) throw std::invalid_argument("root out of range");
+             GilIdle idle;
+             shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
+           })
+      .def("all_gather",
+           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
+              const std::vector<size_t>& offsets) {
+             const auto o = checked(offsets, b.size());
+             GilIdle idle;
+             shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
+           })
+      .def("reduce_scatter",
+           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
+              const std::vector<size_t>& offsets, int dtype, int op, double factor) {
+             const auto o = checked(offsets, b.size());
+             const auto r = reduction(dtype, op, factor, b.size());
+             GilIdle idle;
+             shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
+           });
 }
 
 // C++ failures as exceptions of this module, with the rank that they are about as the argument.
@@ -194,5 +220,6 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_memory(m);
   bind_board(m);
-  m.def("finalize_on_success", [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
+  m.def("finalize_on_success",
+        [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
 }

@@ -1,7 +1,8 @@
 // Element types and reduce operations: one definition for host and device.
 //
-// Everything lives in an unnamed namespace: the file is compiled at several instruction levels into one
-// library, and a function compiled for one level must never be picked by the linker for another.
+// Everything lives in an unnamed namespace: the file is compiled at several instruction levels into
+// one library, and a function compiled for one level must never be picked by the linker for
+// another.
 #pragma once
 
 #include <stddef.h>
@@ -17,7 +18,8 @@
 namespace pycomm {
 namespace {
 
-// ---- bits ----------------------------------------------------------------------------------------
+// ---- bits
+// ----------------------------------------------------------------------------------------
 
 template <class To, class From>
 PYCOMM_INLINE To bits(From from) {
@@ -33,9 +35,10 @@ constexpr uint64_t kNanBits64 = 0x7ff8000000000000ull;
 PYCOMM_INLINE float canonical(float x) { return x == x ? x : bits<float>(kNanBits); }
 PYCOMM_INLINE double canonical(double x) { return x == x ? x : bits<double>(kNanBits64); }
 
-// ---- narrow floats: stored as integers, computed as float -------------------------------------------
-// Branch-free, so that compilers turn the loops into vector code; denormals by integer conversion,
-// so that the processor's denormal mode does not matter.
+// ---- narrow floats: stored as integers, computed as float
+// ------------------------------------------- Branch-free, so that compilers turn the loops into
+// vector code; denormals by integer conversion, so that the processor's denormal mode does not
+// matter.
 
 struct Half {
   uint16_t raw;
@@ -70,13 +73,16 @@ PYCOMM_INLINE float widen_ieee(uint32_t raw) {
   return bits<float>(magnitude | ((raw >> (E + M)) << 31));
 }
 
-// Round the magnitude |x| (its bits) to nearest, ties to even; values beyond the range carry into the exponent.
+// Round the magnitude |x| (its bits) to nearest, ties to even; values beyond the range carry into
+// the exponent.
 template <int E, int M>
 PYCOMM_INLINE uint32_t round_ieee(uint32_t magnitude) {
   constexpr uint32_t bias = (1u << (E - 1)) - 1, drop = 23 - M, smallest = (127 - bias + 1) << 23;
   // Adding a float whose last bit weighs as much as the smallest denormal rounds in hardware.
   constexpr uint32_t magic = (127 - bias + 1 + drop) << 23;
-  uint32_t normal = (magnitude + ((1u << (drop - 1)) - 1) + ((magnitude >> drop) & 1u) - ((127 - bias) << 23)) >> drop;
+  uint32_t normal =
+      (magnitude + ((1u << (drop - 1)) - 1) + ((magnitude >> drop) & 1u) - ((127 - bias) << 23)) >>
+      drop;
   uint32_t denormal = bits<uint32_t>(bits<float>(magnitude) + bits<float>(magic)) - magic;
   return magnitude < smallest ? denormal : normal;
 }
@@ -111,7 +117,8 @@ PYCOMM_INLINE E4M3 narrow(float x, E4M3) {  // saturates at ±448
   return {uint8_t((x == x ? rounded : 0x7fu) | (x == x ? (u >> 24) & 0x80u : 0u))};
 }
 
-// ---- complex ---------------------------------------------------------------------------------------
+// ---- complex
+// ---------------------------------------------------------------------------------------
 
 template <class T>
 struct Complex {
@@ -130,9 +137,28 @@ PYCOMM_INLINE Complex<T> canonical(Complex<T> x) {
   return {canonical(x.re), canonical(x.im)};
 }
 
-// ---- element types: how each is stored, and the type A that its sums are formed in --------------------
+// ---- element types: how each is stored, and the type A that its sums are formed in
+// --------------------
 
-enum class DType : int { b8, i8, i16, i32, i64, u8, u16, u32, u64, f16, bf16, f32, f64, e4m3, e5m2, c64, c128 };
+enum class DType : int {
+  b8,
+  i8,
+  i16,
+  i32,
+  i64,
+  u8,
+  u16,
+  u32,
+  u64,
+  f16,
+  bf16,
+  f32,
+  f64,
+  e4m3,
+  e5m2,
+  c64,
+  c128
+};
 constexpr int kDTypes = 17;
 
 enum class Family { boolean, integer, floating, complex };
@@ -174,8 +200,8 @@ struct Boolean {
 
 template <DType D>
 struct ElementOf;
-#define PYCOMM_ELEMENT(D, ...)              \
-  template <>                               \
+#define PYCOMM_ELEMENT(D, ...) \
+  template <>                  \
   struct ElementOf<DType::D> : __VA_ARGS__ {}
 PYCOMM_ELEMENT(b8, Boolean);
 PYCOMM_ELEMENT(i8, Element<int8_t, int8_t, Family::integer>);
@@ -196,18 +222,24 @@ PYCOMM_ELEMENT(c64, WideFloat<Complex<float>, Family::complex>);
 PYCOMM_ELEMENT(c128, WideFloat<Complex<double>, Family::complex>);
 #undef PYCOMM_ELEMENT
 
-// ---- operations --------------------------------------------------------------------------------------
+// ---- operations
+// --------------------------------------------------------------------------------------
 
 enum class Op : int { sum, avg, prod, min, max, band, bor, bxor, premul_sum };
 constexpr int kOps = 9;
 
 PYCOMM_INLINE constexpr bool exists(Op op, Family family) {
-  bool bitwise = op == Op::band || op == Op::bor || op == Op::bxor, order = op == Op::min || op == Op::max;
+  bool bitwise = op == Op::band || op == Op::bor || op == Op::bxor,
+       order = op == Op::min || op == Op::max;
   switch (family) {
-    case Family::boolean: return bitwise || order;
-    case Family::integer: return bitwise || order || op == Op::sum || op == Op::prod;
-    case Family::floating: return !bitwise;
-    case Family::complex: return !bitwise && !order;
+    case Family::boolean:
+      return bitwise || order;
+    case Family::integer:
+      return bitwise || order || op == Op::sum || op == Op::prod;
+    case Family::floating:
+      return !bitwise;
+    case Family::complex:
+      return !bitwise && !order;
   }
   return false;
 }
@@ -217,12 +249,30 @@ template <class T>
 struct Modular {
   using U = uint64_t;
 };
-template <> struct Modular<int8_t> { using U = uint32_t; };
-template <> struct Modular<uint8_t> { using U = uint32_t; };
-template <> struct Modular<int16_t> { using U = uint32_t; };
-template <> struct Modular<uint16_t> { using U = uint32_t; };
-template <> struct Modular<int32_t> { using U = uint32_t; };
-template <> struct Modular<uint32_t> { using U = uint32_t; };
+template <>
+struct Modular<int8_t> {
+  using U = uint32_t;
+};
+template <>
+struct Modular<uint8_t> {
+  using U = uint32_t;
+};
+template <>
+struct Modular<int16_t> {
+  using U = uint32_t;
+};
+template <>
+struct Modular<uint16_t> {
+  using U = uint32_t;
+};
+template <>
+struct Modular<int32_t> {
+  using U = uint32_t;
+};
+template <>
+struct Modular<uint32_t> {
+  using U = uint32_t;
+};
 
 template <class T>
 PYCOMM_INLINE T add(T a, T b) {

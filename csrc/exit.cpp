@@ -9,8 +9,8 @@ namespace {
 int (*registered)() = nullptr;
 pid_t owner = 0;
 
-// Python has no hook that knows the exit status: atexit runs before it is decided, and SystemExit passes no
-// excepthook. The C library's on_exit does.
+// Python has no hook that knows the exit status: atexit runs before it is decided, and SystemExit
+// passes no excepthook. The C library's on_exit does.
 void at_exit(int status, void*) {
   if (status == 0 && getpid() == owner) registered();
 }

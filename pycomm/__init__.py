@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pycomm.algorithms
-from pycomm.communicator import Communicator, init
+from pycomm.communicator import Communicator
 from pycomm.errors import (
     ArgumentError,
     CommError,
@@ -17,6 +17,7 @@ from pycomm.errors import (
     RankFailedError,
     UnsupportedError,
 )
+from pycomm.startup import init
 from pycomm.transport.mailbox import ANY
 from pycomm.types import ReduceOp, premul_sum
 from pycomm.work import Work

@@ -1,4 +1,4 @@
-"""One view of NumPy arrays, torch tensors and anything with DLPack: address, dtype, count, bytes."""
+"""One view of NumPy arrays, torch tensors and anything with DLPack: address, dtype, count."""
 
 from __future__ import annotations
 
@@ -84,6 +84,10 @@ class View:
         return self.owner.reshape(-1).view(np.uint8)
 
 
+NOTHING = View(np.empty(0, np.uint8), DTYPES["uint8"], 0, 0)
+"""The View of no memory, where an operation has no input or no output."""
+
+
 def view(x: Any, *, result: bool = False) -> View:
     """Return a View of an array; a strided one is packed into a contiguous copy first.
 
@@ -101,15 +105,17 @@ def view(x: Any, *, result: bool = False) -> View:
         return _view_tensor(x, result)
     if hasattr(x, "__dlpack__"):
         return _view_numpy(np.from_dlpack(x), result)
-    raise UnsupportedError(f"a {type(x).__name__} is not an array: pass a NumPy array or torch tensor")
+    kind = type(x).__name__
+    raise UnsupportedError(f"a {kind} is not an array: pass a NumPy array or a torch tensor")
 
 
 def _view_numpy(x: np.ndarray, result: bool) -> View:
     dtype = DTYPES.get(x.dtype.name)
     if dtype is None or not x.dtype.isnative:
-        raise UnsupportedError(f"dtype {x.dtype} is not one of {', '.join(DTYPES)} in native byte order")
+        names = ", ".join(DTYPES)
+        raise UnsupportedError(f"dtype {x.dtype} is not one of {names} in native byte order")
     if result and not x.flags.writeable:
-        raise ArgumentError(f"the array of shape {x.shape} is read-only and would be written: copy it")
+        raise ArgumentError(f"an array of shape {x.shape} is read-only but the result: copy it")
     packed = not x.flags.c_contiguous
     owner = np.ascontiguousarray(x) if packed else x
     return View(owner, dtype, owner.size, _native.address(owner), packed)
@@ -120,7 +126,7 @@ def _view_tensor(x: Any, result: bool) -> View:
         raise UnsupportedError(f"a tensor on {x.device} cannot be used here: move it with .cpu()")
     if result and x.requires_grad:
         raise ArgumentError(
-            f"a tensor of shape {tuple(x.shape)} that requires grad would be written: pass x.detach()"
+            f"a tensor of shape {tuple(x.shape)} requires grad but is the result: pass x.detach()"
         )
     dtype = DTYPES.get(str(x.dtype)[6:])
     if dtype is None or x.layout is not sys.modules["torch"].strided:

@@ -81,7 +81,7 @@ class Communicator:
         world = World(wire, config, config.timeout if timeout is None else timeout)
         return cls(world, range(wire.size), world.new_context())
 
-    # ---- collectives -------------------------------------------------------------------------------
+    # ---- collectives
 
     def all_reduce(
         self,
@@ -117,7 +117,7 @@ class Communicator:
     ) -> Any:
         """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
         target = view(x, result=self.rank != root)
-        job = Job("broadcast", target.dtype, None, target, root=self._checked_rank(root, "root"))
+        job = Job("broadcast", target.dtype, output=target, root=self._checked_rank(root, "root"))
         return self._collectives.start(job, x, async_op, algorithm)
 
     def all_gather(
@@ -193,7 +193,7 @@ class Communicator:
         payload = self.all_gather(data, counts=counts)
         return [pickle.loads(part) for part in np.split(payload, np.cumsum(counts)[:-1])]
 
-    # ---- point to point ----------------------------------------------------------------------------
+    # ---- point to point
 
     def send(self, x: Any, dst: int, tag: int = 0) -> None:
         """Send an array to rank `dst`; returns when `x` may be reused."""
@@ -232,13 +232,13 @@ class Communicator:
         def finish() -> Any:
             if received.error:
                 raise received.error
-            return returned(received.out, out)
+            return returned(received.data, out)
 
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
         return Transfer(received.test, self._waiter(peer, what), finish)
 
-    # ---- memory, groups, life ----------------------------------------------------------------------
+    # ---- memory, groups, life
 
     def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
         """Return a new array of undefined contents in memory that the ranks of this host share.
@@ -308,7 +308,7 @@ class Communicator:
     def __repr__(self) -> str:
         return f"<Communicator: rank {self.rank} of {self.size}>"
 
-    # ---- what the operations share -------------------------------------------------------------------
+    # ---- what the operations share
 
     def _checked_rank(self, rank: int, name: str) -> int:
         if not 0 <= rank < self.size:
@@ -334,27 +334,3 @@ class Communicator:
                 f"result has {shape} of {source.dtype.name}"
             )
         return target
-
-
-_world_communicator: Communicator | None = None
-
-
-def init(timeout: float | None = None) -> Communicator:
-    """Return the Communicator of all ranks that the launcher started; the first call is collective.
-
-    Args:
-        timeout: seconds that an operation may go without progress; None is PYCOMM_TIMEOUT, or 300.
-
-    Raises:
-        ArgumentError: called before with another timeout.
-    """
-    global _world_communicator
-    if _world_communicator is None:
-        config = Config.from_environment()
-        world = World.of_mpi(config, config.timeout if timeout is None else timeout)
-        _world_communicator = Communicator(world, range(world.wire.size), world.new_context())
-    elif timeout not in (None, _world_communicator.timeout):
-        raise ArgumentError(
-            f"timeout={timeout:g} is not the {_world_communicator.timeout:g} s of the first call"
-        )
-    return _world_communicator

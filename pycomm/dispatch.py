@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import View, unpack, view
+from pycomm.arrays import NOTHING, View, unpack, view
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import call_site, describe, fingerprint, guard
@@ -23,10 +23,12 @@ from pycomm.world import World
 _NOTE_BYTES = 512
 
 
-def returned(result: View | None, out: Any) -> Any:
+def returned(result: View, out: Any) -> Any:
     """Return the array of a result: `out` if there is one, also when a packed copy was used."""
-    if result is None or out is None:
-        return result and result.owner
+    if result is NOTHING:
+        return None
+    if out is None:
+        return result.owner
     if result.packed:
         unpack(result, out)
     return out
@@ -38,7 +40,9 @@ class Dispatcher:
     After an error that leaves ranks at different points, all later calls raise.
     """
 
-    def __init__(self, world: World, transport: Transport, kernels: Kernels, stats: Stats, name: str):
+    def __init__(
+        self, world: World, transport: Transport, kernels: Kernels, stats: Stats, name: str
+    ):
         self.transport = transport
         self._world = world
         self._kernels = kernels
@@ -109,7 +113,7 @@ class Dispatcher:
         return returned(job.output, out)
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:
-        """Compare the ranks' calls before any memory changes; fused collectives do so themselves."""
+        """Compare the calls before any memory changes; fused collectives do so themselves."""
         if algorithm.name == "direct" or self.transport.size == 1:
             return
         if "barrier" in self.transport.fused:

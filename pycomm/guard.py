@@ -1,4 +1,4 @@
-"""Never a silent hang: fingerprints of calls, departures, and how a rank that fails ends the job."""
+"""Never a silent hang: fingerprints of calls, departures, and the end of a rank that fails."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def call_site(frame: FrameType | None = None) -> str:
 
 def describe(job: Job, algorithm: str, site: str) -> str:
     """Return a call in words, for the error on ranks that made another."""
-    words = [f"op={job.op.name!r}"] if job.op else []
-    words += [f"factor={job.op.factor}"] if job.op and job.op.name == "premul_sum" else []
+    words = [f"op={job.op.name!r}"] if "reduce" in job.kind else []
+    words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
     words += [f"root={job.root}"] if job.kind == "broadcast" else []
     words += [job.dtype.name, f"elements={job.elements}", f"algorithm={algorithm!r}"]
     return f"{job.kind}({', '.join(words)}) at {site}"
@@ -106,7 +106,7 @@ class Guard:
         world = max(self._members, key=lambda member: member.size, default=None)
         if world is None or world.size == 1 or hasattr(sys, "ps1"):
             return
-        _logger.error("rank %d of %d raised %s: the job ends", world.rank, world.size, kind.__name__)
+        _logger.error("rank %d of %d raised %s: the job ends", world.rank, world.size, kind)
         sys.stderr.flush()
         if isinstance(error, CommTimeoutError):
             world.abort(TIMEOUT_EXIT_CODE)

@@ -38,7 +38,7 @@ def choose(
         transport: what it runs on.
         nbytes: the larger of input and output.
         name: an algorithm asked for, or None.
-        order: "rank" for sums in rank order; None is that on one host, and between hosts the ring's.
+        order: "rank" for sums in rank order; None is that on one host, and the ring's otherwise.
 
     Raises:
         ArgumentError: the algorithm asked for does not exist, cannot run here, or adds in another

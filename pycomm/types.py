@@ -93,6 +93,9 @@ class ReduceOp:
         return OPS.index(self.name)
 
 
+SUM = ReduceOp("sum")
+
+
 def premul_sum(factor: float) -> ReduceOp:
     """Return the operation that multiplies each rank's values by `factor`, then sums.
 

@@ -5,9 +5,9 @@
 
 #include "cpu/reduce.h"
 
-#define PYCOMM_DECLARE_LEVEL(name)              \
-  namespace pycomm::cpu::name {                 \
-  const Loops& loops(int dtype, int op);        \
+#define PYCOMM_DECLARE_LEVEL(name)       \
+  namespace pycomm::cpu::name {          \
+  const Loops& loops(int dtype, int op); \
   }
 PYCOMM_DECLARE_LEVEL(plain)
 #if defined(__x86_64__)

@@ -16,7 +16,8 @@
 namespace pycomm {
 namespace {
 
-// Denormals are kept, whatever mode the calling thread is in: torch can switch them off, for some threads.
+// Denormals are kept, whatever mode the calling thread is in: torch can switch them off, for some
+// threads.
 class KeepDenormals {
  public:
 #if defined(__SSE__)
@@ -28,7 +29,8 @@ class KeepDenormals {
   }
 
  private:
-  static constexpr unsigned kModes = 0x8040 | 0x6000;  // flush-to-zero, denormals-are-zero, rounding
+  static constexpr unsigned kModes =
+      0x8040 | 0x6000;  // flush-to-zero, denormals-are-zero, rounding
   unsigned saved_;
 #elif defined(__aarch64__)
   KeepDenormals() {
@@ -74,32 +76,38 @@ struct Loop {
     for (size_t i = 0; i < count; i++) to[i] = leave<El, O>(acc[i], r.inputs);
   }
 
-  static void first_two(const void* a, const void* b, void* partial, size_t count, const cpu::Reduction& r) {
+  static void first_two(const void* a, const void* b, void* partial, size_t count,
+                        const cpu::Reduction& r) {
     KeepDenormals mode;
     auto* left = static_cast<const S*>(a);
     auto* right = static_cast<const S*>(b);
     auto* acc = static_cast<A*>(partial);
     PYCOMM_ELEMENTWISE
-    for (size_t i = 0; i < count; i++) acc[i] = apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor));
+    for (size_t i = 0; i < count; i++)
+      acc[i] = apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor));
   }
 
-  static void only_two(const void* a, const void* b, void* out, size_t count, const cpu::Reduction& r) {
+  static void only_two(const void* a, const void* b, void* out, size_t count,
+                       const cpu::Reduction& r) {
     KeepDenormals mode;
     auto* left = static_cast<const S*>(a);
     auto* right = static_cast<const S*>(b);
     auto* to = static_cast<S*>(out);
     PYCOMM_ELEMENTWISE
     for (size_t i = 0; i < count; i++)
-      to[i] = leave<El, O>(apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor)), r.inputs);
+      to[i] = leave<El, O>(
+          apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor)), r.inputs);
   }
 
-  static void last(const void* partial, const void* x, void* out, size_t count, const cpu::Reduction& r) {
+  static void last(const void* partial, const void* x, void* out, size_t count,
+                   const cpu::Reduction& r) {
     KeepDenormals mode;
     auto* acc = static_cast<const A*>(partial);
     auto* in = static_cast<const S*>(x);
     auto* to = static_cast<S*>(out);
     PYCOMM_ELEMENTWISE
-    for (size_t i = 0; i < count; i++) to[i] = leave<El, O>(apply<O>(acc[i], enter<El, O>(in[i], r.factor)), r.inputs);
+    for (size_t i = 0; i < count; i++)
+      to[i] = leave<El, O>(apply<O>(acc[i], enter<El, O>(in[i], r.factor)), r.inputs);
   }
 };
 

@@ -1,4 +1,5 @@
-// Chooses the loops by processor, and walks over arrays in blocks that stay in the first-level cache.
+// Chooses the loops by processor, and walks over arrays in blocks that stay in the first-level
+// cache.
 #include "cpu/reduce.h"
 
 #include <algorithm>
@@ -24,8 +25,8 @@ struct Level {
 
 #if defined(__x86_64__)
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 const Level kLevels[] = {
     {"avx512", avx512::loops, has_avx512()},
@@ -37,7 +38,8 @@ const Level kLevels[] = {{"plain", plain::loops, true}};
 #endif
 
 const Level* best() {
-  return std::find_if(std::begin(kLevels), std::end(kLevels), [](const Level& l) { return l.available; });
+  return std::find_if(std::begin(kLevels), std::end(kLevels),
+                      [](const Level& l) { return l.available; });
 }
 
 const Level* current = best();
@@ -47,7 +49,8 @@ constexpr size_t kPartialBytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 4, 4, 4, 8, 4, 4,
 constexpr size_t kBlockBytes = 8192;
 
 // One block: all inputs are read before the first output is written, so outputs may be inputs.
-void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out, size_t count, const Reduction& r) {
+void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out, size_t count,
+                  const Reduction& r) {
   alignas(64) char partial[kBlockBytes];
   auto input = [&](int k) { return static_cast<const char*>(in[k]) + at; };
   if (r.inputs == 2) return loop.only_two(input(0), input(1), out, count, r);
@@ -74,11 +77,12 @@ void use_level(const char* name) {
       current = &l;
       return;
     }
-  throw std::invalid_argument(std::string("instruction level ") + name + " cannot run on this processor");
+  throw std::invalid_argument(std::string("instruction level ") + name +
+                              " cannot run on this processor");
 }
 
-void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count, const Reduction& r,
-            bool streaming) {
+void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count,
+            const Reduction& r, bool streaming) {
   const Loops& loop = loops(r);
   const size_t item = kItemBytes[r.dtype], block = kBlockBytes / kPartialBytes[r.dtype];
   alignas(64) char result[kBlockBytes];
@@ -86,7 +90,8 @@ void reduce(const void* const* inputs, void* const* outputs, int outputs_count, 
     const size_t n = std::min(block, count - i), at = i * item;
     char* out = streaming ? result : static_cast<char*>(outputs[0]) + at;
     reduce_block(loop, inputs, at, out, n, r);
-    for (int k = streaming ? 0 : 1; k < outputs_count; k++) copy(static_cast<char*>(outputs[k]) + at, out, n * item, streaming);
+    for (int k = streaming ? 0 : 1; k < outputs_count; k++)
+      copy(static_cast<char*>(outputs[k]) + at, out, n * item, streaming);
   }
 #if defined(__x86_64__)
   if (streaming) _mm_sfence();
@@ -102,7 +107,8 @@ void copy(void* to, const void* from, size_t bytes, bool streaming) {
     std::memcpy(t, f, head);
     for (t += head, f += head, bytes -= head; bytes >= 64; t += 64, f += 64, bytes -= 64)
       for (int k = 0; k < 64; k += 16)
-        _mm_stream_si128(reinterpret_cast<__m128i*>(t + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(f + k)));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(t + k),
+                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(f + k)));
   }
   std::memcpy(t, f, bytes);
 #else

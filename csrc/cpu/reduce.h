@@ -5,8 +5,8 @@
 
 namespace pycomm::cpu {
 
-// One reduction: element type and operation by their codes in elements.h, the factor of premul_sum, and
-// how many inputs there are in all (avg divides by it).
+// One reduction: element type and operation by their codes in elements.h, the factor of premul_sum,
+// and how many inputs there are in all (avg divides by it).
 struct Reduction {
   int dtype;
   int op;
@@ -30,14 +30,16 @@ const Loops& loops(const Reduction&);
 size_t item_bytes(int dtype);
 size_t partial_bytes(int dtype);
 
-// Adds inputs[0…n-1] in this order, element by element, and writes the result to each of the m outputs,
-// which may be any of the inputs. `streaming` writes past the caches; the caller publishes with a fence.
-void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count, const Reduction&,
-            bool streaming = false);
+// Adds inputs[0…n-1] in this order, element by element, and writes the result to each of the m
+// outputs, which may be any of the inputs. `streaming` writes past the caches; the caller publishes
+// with a fence.
+void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count,
+            const Reduction&, bool streaming = false);
 
 void copy(void* to, const void* from, size_t bytes, bool streaming = false);
 
-const char* level();                     // the instruction level in use: "plain", "avx2", "avx512"
-void use_level(const char* name);        // for tests; throws std::invalid_argument when it cannot run here
+const char* level();  // the instruction level in use: "plain", "avx2", "avx512"
+void use_level(
+    const char* name);  // for tests; throws std::invalid_argument when it cannot run here
 
 }  // namespace pycomm::cpu

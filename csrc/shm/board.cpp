@@ -9,16 +9,25 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 }  // namespace
 
 size_t Board::bytes(int size) {
-  return size_t(size) * (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) + 6 * kSmallBytes) + 4096;
+  return size_t(size) * (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) +
+                         6 * kSmallBytes) +
+         4096;
 }
 
 Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
-    : segment_(std::move(segment)), rank_(rank), size_(size), spins_(crowded ? 20 : 4000), timeout_(timeout), peer_slabs_(size) {
+    : segment_(std::move(segment)),
+      rank_(rank),
+      size_(size),
+      spins_(crowded ? 20 : 4000),
+      timeout_(timeout),
+      peer_slabs_(size) {
   char* at = segment_.data();
   auto place = [&](auto*& array, size_t count) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
@@ -58,7 +67,9 @@ void Board::offer(const void* data, size_t bytes) {
     return;
   }
   mine.place = bytes > kInPlaceBytes ? Slabs::instance().find(data) : Place{};
-  mine.offer = mine.place.serial ? Offer::slab : bytes <= kSmallBytes ? Offer::staged : Offer::ordinary;
+  mine.offer = mine.place.serial      ? Offer::slab
+               : bytes <= kSmallBytes ? Offer::staged
+                                      : Offer::ordinary;
   if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
 }
 
@@ -76,17 +87,22 @@ Path Board::agree() {
 
 char* Board::source(int r) {
   switch (line(r).offer) {
-    case Offer::line: return line(r).payload;
-    case Offer::slab: return slab_memory(r);
-    default: return small(r);
+    case Offer::line:
+      return line(r).payload;
+    case Offer::slab:
+      return slab_memory(r);
+    default:
+      return small(r);
   }
 }
 
 char* Board::slab_memory(int r) {
   const Place& place = line(r).place;
   auto& known = peer_slabs_[r];
-  auto found = std::find_if(known.begin(), known.end(), [&](auto& entry) { return entry.first == place.nonce; });
-  if (found == known.end()) found = known.emplace(known.end(), place.nonce, map_slab(presence_[r].pid, place));
+  auto found = std::find_if(known.begin(), known.end(),
+                            [&](auto& entry) { return entry.first == place.nonce; });
+  if (found == known.end())
+    found = known.emplace(known.end(), place.nonce, map_slab(presence_[r].pid, place));
   return found->second->data() + place.offset;
 }
 
@@ -129,7 +145,8 @@ std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& id
   std::vector<std::string> all(size_);
   for (int r = 0; r < size_; r++) {
     Counter& epoch = notes_[r].epoch;
-    while (!epoch.reached(sequence_) && seconds_since(start) < 2.0 && !has_departed(r)) epoch.sleep(sequence_, 5000);
+    while (!epoch.reached(sequence_) && seconds_since(start) < 2.0 && !has_departed(r))
+      epoch.sleep(sequence_, 5000);
     if (epoch.reached(sequence_)) all[r] = notes_[r].text;
   }
   return all;

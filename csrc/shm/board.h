@@ -1,9 +1,9 @@
 // The board of a communicator: one line a rank, where every operation opens; and staging memory.
 //
-// Memory-ordering rules. A line, a phase and a staging area are written by their rank only, and published by a
-// Counter (release) that others acquire. Lines and small staging come in two: operation k uses number k mod 2.
-// A rank opens k+2 only after it has seen all lines of k+1, which its peers publish when they are done with k:
-// so nobody can still be reading what k+2 overwrites.
+// Memory-ordering rules. A line, a phase and a staging area are written by their rank only, and
+// published by a Counter (release) that others acquire. Lines and small staging come in two:
+// operation k uses number k mod 2. A rank opens k+2 only after it has seen all lines of k+1, which
+// its peers publish when they are done with k: so nobody can still be reading what k+2 overwrites.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ namespace pycomm::shm {
 // What a waiting thread does besides waiting.
 struct Idle {
   virtual ~Idle() = default;
-  virtual void park() {}  // the wait became long, or the work is: let other threads of this process run
+  virtual void park() {
+  }  // the wait became long, or the work is: let other threads of this process run
   virtual void poll() {}  // every few milliseconds; may throw
 };
 
@@ -48,15 +49,16 @@ struct alignas(128) Line {
 };
 static_assert(sizeof(Line) == 128);
 
-// What the opening found out: all data readable where `Board::source` says, in staging (no closing is needed)
-// or in place (close() before anyone returns); or to be moved through staging piece by piece.
+// What the opening found out: all data readable where `Board::source` says, in staging (no closing
+// is needed) or in place (close() before anyone returns); or to be moved through staging piece by
+// piece.
 enum class Path { staged, in_place, pipelined };
 
 class Board {
  public:
   static constexpr size_t kSmallBytes = size_t(256) << 10;    // staged whole up to here
   static constexpr size_t kSegmentBytes = size_t(256) << 10;  // pieces beyond
-  static constexpr size_t kInPlaceBytes = 4096;               // below, copying is cheaper than closing
+  static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
 
   static size_t bytes(int size);
 
@@ -70,8 +72,8 @@ class Board {
   void close_descriptor() { segment_.close_descriptor(); }
   uint64_t waited_ns() const { return waited_ns_; }
 
-  // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing), waits for all,
-  // and throws Mismatch if fingerprints differ.
+  // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
+  // waits for all, and throws Mismatch if fingerprints differ.
   Path open(uint64_t fingerprint, const void* data, size_t bytes, Idle&);
 
   // After open() returned staged or in_place: what rank r offered.
@@ -123,7 +125,8 @@ class Board {
   Presence* presence_;
   Note* notes_;
   char* staging_;
-  std::vector<std::vector<std::pair<uint64_t, std::shared_ptr<Segment>>>> peer_slabs_;  // by rank: nonce → map
+  std::vector<std::vector<std::pair<uint64_t, std::shared_ptr<Segment>>>>
+      peer_slabs_;  // by rank: nonce → map
 };
 
 }  // namespace pycomm::shm

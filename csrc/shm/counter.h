@@ -24,15 +24,18 @@ inline void pause() {
 #endif
 }
 
-// One writer, any number of readers. What was written before publish() is seen by who has seen the value.
+// One writer, any number of readers. What was written before publish() is seen by who has seen the
+// value.
 struct Counter {
   std::atomic<uint64_t> value;
   std::atomic<uint32_t> sleepers;
 
-  // Sequentially consistent, so that either the writer sees the sleeper or the sleeper sees the value.
+  // Sequentially consistent, so that either the writer sees the sleeper or the sleeper sees the
+  // value.
   void publish(uint64_t v) {
     value.store(v, std::memory_order_seq_cst);
-    if (sleepers.load(std::memory_order_seq_cst)) syscall(SYS_futex, word(), FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+    if (sleepers.load(std::memory_order_seq_cst))
+      syscall(SYS_futex, word(), FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
   }
 
   bool reached(uint64_t target) const { return value.load(std::memory_order_acquire) >= target; }
@@ -47,7 +50,9 @@ struct Counter {
   }
 
  private:
-  uint32_t* word() { return reinterpret_cast<uint32_t*>(&value); }  // the low half: little-endian machines
+  uint32_t* word() {
+    return reinterpret_cast<uint32_t*>(&value);
+  }  // the low half: little-endian machines
 };
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free && sizeof(Counter) == 16);

@@ -27,13 +27,15 @@ std::vector<char*> sources(Board& board, size_t offset_bytes = 0) {
   return all;
 }
 
-void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count, const cpu::Reduction& r, bool streaming = false) {
-  cpu::reduce(reinterpret_cast<const void* const*>(in.data()), reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r,
-              streaming);
+void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count,
+            const cpu::Reduction& r, bool streaming = false) {
+  cpu::reduce(reinterpret_cast<const void* const*>(in.data()),
+              reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r, streaming);
 }
 
-// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area are enough:
-// what step k + 1 overwrites was last read in step k - 1, before the barrier that ended it.
+// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area
+// are enough: what step k + 1 overwrites was last read in step k - 1, before the barrier that ended
+// it.
 template <class Bring, class Consume>
 void pipeline(Board& board, size_t pieces, Idle& idle, Bring bring, Consume consume) {
   bring(size_t(0));
@@ -45,7 +47,8 @@ void pipeline(Board& board, size_t pieces, Idle& idle, Bring bring, Consume cons
   }
 }
 
-// Each rank reduces its share over all buffers and writes the result into all of them in the same pass.
+// Each rank reduces its share over all buffers and writes the result into all of them in the same
+// pass.
 void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Idle& idle) {
   const size_t item = cpu::item_bytes(r.dtype);
   const Shares shares(count, board.size(), item);
@@ -55,9 +58,12 @@ void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Id
   board.barrier(idle);
 }
 
-// Bring a piece but for this rank's share, reduce that share of all ranks' pieces, take the other shares.
-void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r, Idle& idle) {
-  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item, pieces = (count + per - 1) / per;
+// Bring a piece but for this rank's share, reduce that share of all ranks' pieces, take the other
+// shares.
+void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r,
+                          Idle& idle) {
+  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item,
+               pieces = (count + per - 1) / per;
   const int me = board.rank(), size = board.size();
   auto at = [&](size_t k) { return data + k * per * item; };
   auto shares = [&](size_t k) { return Shares(std::min(per, count - k * per), size, item); };
@@ -70,7 +76,9 @@ void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Red
   auto take = [&](size_t k) {
     const Shares s = shares(k);
     for (int p = 0; p < size; p++)
-      if (p != me) std::memcpy(at(k) + s.begin(p) * item, board.piece_out(p, k) + s.begin(p) * item, (s.end(p) - s.begin(p)) * item);
+      if (p != me)
+        std::memcpy(at(k) + s.begin(p) * item, board.piece_out(p, k) + s.begin(p) * item,
+                    (s.end(p) - s.begin(p)) * item);
   };
   auto consume = [&](size_t k) {
     const Shares s = shares(k);
@@ -84,7 +92,8 @@ void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Red
   take(pieces - 1);
 }
 
-void reduce_scatter_pipelined(Board& board, const char* in, char* out, const size_t* offsets, const cpu::Reduction& r, Idle& idle) {
+void reduce_scatter_pipelined(Board& board, const char* in, char* out, const size_t* offsets,
+                              const cpu::Reduction& r, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item / size;
   size_t longest = 0;
@@ -96,12 +105,14 @@ void reduce_scatter_pipelined(Board& board, const char* in, char* out, const siz
   auto from = [&](int p, size_t k) { return in + (offsets[p] + k * per) * item; };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      if (p != me && count(p, k)) std::memcpy(board.piece_in(me, k) + p * per * item, from(p, k), count(p, k) * item);
+      if (p != me && count(p, k))
+        std::memcpy(board.piece_in(me, k) + p * per * item, from(p, k), count(p, k) * item);
   };
   auto consume = [&](size_t k) {
     if (!count(me, k)) return;
     std::vector<char*> inputs(size), output{out + k * per * item};
-    for (int p = 0; p < size; p++) inputs[p] = p == me ? const_cast<char*>(from(me, k)) : board.piece_in(p, k) + me * per * item;
+    for (int p = 0; p < size; p++)
+      inputs[p] = p == me ? const_cast<char*>(from(me, k)) : board.piece_in(p, k) + me * per * item;
     reduce(inputs, output, count(me, k), r);
   };
   pipeline(board, (longest + per - 1) / per, idle, bring, consume);
@@ -109,16 +120,22 @@ void reduce_scatter_pipelined(Board& board, const char* in, char* out, const siz
 
 }  // namespace
 
-void barrier(Board& board, uint64_t fingerprint, Idle& idle) { board.open(fingerprint, nullptr, 0, idle); }
+void barrier(Board& board, uint64_t fingerprint, Idle& idle) {
+  board.open(fingerprint, nullptr, 0, idle);
+}
 
-void all_reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r, Idle& idle) {
+void all_reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r,
+                Idle& idle) {
   r.inputs = board.size();
   const size_t bytes = count * cpu::item_bytes(r.dtype);
   if (bytes > Board::kSmallBytes) idle.park();
   switch (board.open(fingerprint, data, bytes, idle)) {
-    case Path::staged: return reduce(sources(board), {static_cast<char*>(data)}, count, r);
-    case Path::in_place: return all_reduce_in_place(board, count, r, idle);
-    case Path::pipelined: return all_reduce_pipelined(board, static_cast<char*>(data), count, r, idle);
+    case Path::staged:
+      return reduce(sources(board), {static_cast<char*>(data)}, count, r);
+    case Path::in_place:
+      return all_reduce_in_place(board, count, r, idle);
+    case Path::pipelined:
+      return all_reduce_pipelined(board, static_cast<char*>(data), count, r, idle);
   }
 }
 
@@ -143,7 +160,8 @@ void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int
   pipeline(board, (bytes + per - 1) / per, idle, bring, consume);
 }
 
-void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, Idle& idle) {
+void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
+                const size_t* offsets, Idle& idle) {
   const int me = board.rank(), size = board.size();
   char* to = static_cast<char*>(out);
   auto bytes = [&](int p) { return offsets[p + 1] - offsets[p]; };
@@ -159,25 +177,31 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out, c
   size_t longest = 0;
   for (int p = 0; p < size; p++) longest = std::max(longest, bytes(p));
   const size_t per = Board::kSegmentBytes;
-  auto length = [&](int p, size_t k) { return std::min(per, bytes(p) - std::min(bytes(p), k * per)); };
+  auto length = [&](int p, size_t k) {
+    return std::min(per, bytes(p) - std::min(bytes(p), k * per));
+  };
   auto bring = [&](size_t k) {
-    if (length(me, k)) std::memcpy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
+    if (length(me, k))
+      std::memcpy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      if (p != me && length(p, k)) std::memcpy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
+      if (p != me && length(p, k))
+        std::memcpy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
   };
   pipeline(board, (longest + per - 1) / per, idle, bring, consume);
 }
 
-void reduce_scatter(Board& board, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, cpu::Reduction r, Idle& idle) {
+void reduce_scatter(Board& board, uint64_t fingerprint, const void* in, void* out,
+                    const size_t* offsets, cpu::Reduction r, Idle& idle) {
   r.inputs = board.size();
   const int me = board.rank();
   const size_t item = cpu::item_bytes(r.dtype), bytes = offsets[board.size()] * item;
   if (bytes > Board::kSmallBytes) idle.park();
   const Path path = board.open(fingerprint, in, bytes, idle);
   char* to = static_cast<char*>(out);
-  if (path == Path::pipelined) return reduce_scatter_pipelined(board, static_cast<const char*>(in), to, offsets, r, idle);
+  if (path == Path::pipelined)
+    return reduce_scatter_pipelined(board, static_cast<const char*>(in), to, offsets, r, idle);
   reduce(sources(board, offsets[me] * item), {to}, offsets[me + 1] - offsets[me], r);
   if (path == Path::in_place) board.barrier(idle);
 }

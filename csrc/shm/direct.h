@@ -20,10 +20,13 @@ void all_reduce(Board&, uint64_t fingerprint, void* data, size_t count, cpu::Red
 // `bytes` at `data`: read on the root, written on the others.
 void broadcast(Board&, uint64_t fingerprint, void* data, size_t bytes, int root, Idle&);
 
-// This rank's chunk at `in`, everyone's at `out`; offsets in bytes. `in` may be this rank's chunk of `out`.
-void all_gather(Board&, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, Idle&);
+// This rank's chunk at `in`, everyone's at `out`; offsets in bytes. `in` may be this rank's chunk
+// of `out`.
+void all_gather(Board&, uint64_t fingerprint, const void* in, void* out, const size_t* offsets,
+                Idle&);
 
 // All chunks at `in`, this rank's at `out`; offsets in elements.
-void reduce_scatter(Board&, uint64_t fingerprint, const void* in, void* out, const size_t* offsets, cpu::Reduction, Idle&);
+void reduce_scatter(Board&, uint64_t fingerprint, const void* in, void* out, const size_t* offsets,
+                    cpu::Reduction, Idle&);
 
 }  // namespace pycomm::shm

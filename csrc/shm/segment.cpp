@@ -21,7 +21,9 @@
 namespace pycomm::shm {
 namespace {
 
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
+[[noreturn]] void fail(const std::string& what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
 
 char* map(int fd, size_t bytes) {
   void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -53,7 +55,8 @@ int anonymous_file() {
 Segment Segment::create(size_t bytes) {
   const size_t page = 4096, mapped = kHeaderBytes + (bytes + page - 1) / page * page;
   Segment segment(nullptr, mapped, anonymous_file());
-  if (ftruncate(segment.fd_, off_t(mapped)) != 0) fail("sizing shared memory to " + std::to_string(mapped) + " bytes");
+  if (ftruncate(segment.fd_, off_t(mapped)) != 0)
+    fail("sizing shared memory to " + std::to_string(mapped) + " bytes");
   segment.base_ = map(segment.fd_, mapped);
   *reinterpret_cast<uint64_t*>(segment.base_) = random_nonce();
   return segment;
@@ -65,7 +68,8 @@ Segment Segment::open(int pid, int fd, uint64_t nonce) {
   if (segment.fd_ < 0) fail("opening " + path);
   struct stat status;
   if (fstat(segment.fd_, &status) != 0) fail("looking at " + path);
-  if (size_t(status.st_size) <= kHeaderBytes) throw std::runtime_error(path + " is not a pycomm segment");
+  if (size_t(status.st_size) <= kHeaderBytes)
+    throw std::runtime_error(path + " is not a pycomm segment");
   segment.mapped_ = size_t(status.st_size);
   segment.base_ = map(segment.fd_, segment.mapped_);
   if (segment.nonce() != nonce) throw std::runtime_error(path + " is a segment of another job");
@@ -74,7 +78,9 @@ Segment Segment::open(int pid, int fd, uint64_t nonce) {
 }
 
 Segment::Segment(Segment&& other) noexcept
-    : base_(std::exchange(other.base_, nullptr)), mapped_(other.mapped_), fd_(std::exchange(other.fd_, -1)) {}
+    : base_(std::exchange(other.base_, nullptr)),
+      mapped_(other.mapped_),
+      fd_(std::exchange(other.fd_, -1)) {}
 
 Segment::~Segment() {
   if (base_) munmap(base_, mapped_);
@@ -89,7 +95,8 @@ void Segment::close_descriptor() {
 
 void Segment::populate(size_t offset, size_t bytes) {
   const size_t page = 4096, from = (kHeaderBytes + offset) / page * page;
-  madvise(base_ + from, kHeaderBytes + offset + bytes - from, MADV_POPULATE_WRITE);  // older kernels: by faults
+  madvise(base_ + from, kHeaderBytes + offset + bytes - from,
+          MADV_POPULATE_WRITE);  // older kernels: by faults
 }
 
 void Segment::discard() {

@@ -1,4 +1,5 @@
-// Memory that several processes map: a file descriptor without a name, so nothing can be left behind.
+// Memory that several processes map: a file descriptor without a name, so nothing can be left
+// behind.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +12,8 @@ class Segment {
   // Creates at least `bytes` of zeroed memory. Throws std::system_error.
   static Segment create(size_t bytes);
 
-  // Maps a segment of another process on this host through its descriptor `fd`, and checks that it is the
-  // one that carries `nonce`. Throws std::system_error or std::runtime_error.
+  // Maps a segment of another process on this host through its descriptor `fd`, and checks that it
+  // is the one that carries `nonce`. Throws std::system_error or std::runtime_error.
   static Segment open(int pid, int fd, uint64_t nonce);
 
   Segment(Segment&&) noexcept;

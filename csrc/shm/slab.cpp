@@ -19,13 +19,15 @@ Slabs& Slabs::instance() {
 
 void* Slabs::allocate(size_t bytes) {
   std::lock_guard lock(mutex_);
-  const size_t align = bytes >= kPage ? kPage : kLine, rounded = round_up(std::max<size_t>(bytes, 1), align);
+  const size_t align = bytes >= kPage ? kPage : kLine,
+               rounded = round_up(std::max<size_t>(bytes, 1), align);
   for (auto& [address, slab] : slabs_)
     if (void* memory = take(*slab, rounded, align)) return memory;
   Segment segment = Segment::create(std::max(kSlabBytes, round_up(rounded, kPage)));
   const uintptr_t address = reinterpret_cast<uintptr_t>(segment.data());
   const size_t size = segment.bytes();
-  auto slab = std::make_unique<Slab>(Slab{std::move(segment), uint32_t(slabs_.size() + 1), {{0, size}}, {}});
+  auto slab = std::make_unique<Slab>(
+      Slab{std::move(segment), uint32_t(slabs_.size() + 1), {{0, size}}, {}});
   return take(*slabs_.emplace(address, std::move(slab)).first->second, rounded, align);
 }
 
@@ -95,7 +97,8 @@ std::shared_ptr<Segment> map_slab(int pid, const Place& place) {
   std::lock_guard lock(mutex);
   std::weak_ptr<Segment>& entry = (*mapped)[{pid, place.nonce}];
   std::shared_ptr<Segment> segment = entry.lock();
-  if (!segment) entry = segment = std::make_shared<Segment>(Segment::open(pid, place.fd, place.nonce));
+  if (!segment)
+    entry = segment = std::make_shared<Segment>(Segment::open(pid, place.fd, place.nonce));
   return segment;
 }
 

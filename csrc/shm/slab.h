@@ -1,4 +1,5 @@
-// Symmetric buffers: arrays inside slabs, the shared memory that a process owns and its node-mates map.
+// Symmetric buffers: arrays inside slabs, the shared memory that a process owns and its node-mates
+// map.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +21,8 @@ struct Place {
   uint64_t offset = 0;
 };
 
-// The slabs of this process. A slab is kept, with its descriptor, until the process ends, so that the maps
-// of peers stay right; the memory of an empty one goes back to the system.
+// The slabs of this process. A slab is kept, with its descriptor, until the process ends, so that
+// the maps of peers stay right; the memory of an empty one goes back to the system.
 class Slabs {
  public:
   static Slabs& instance();

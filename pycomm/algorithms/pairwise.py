@@ -6,7 +6,7 @@ import numpy as np
 
 from pycomm.algorithms import ring
 from pycomm.algorithms.registry import algorithm
-from pycomm.algorithms.ring import SEGMENT_BYTES, chunk, reduce_then_gather, required, segments
+from pycomm.algorithms.ring import SEGMENT_BYTES, chunk, reduce_then_gather, segments
 from pycomm.kernels.base import Kernels
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
@@ -60,13 +60,13 @@ def reduce_scatter(
     operations in MPICH", IJHPCA 19 (2005), reduce-scatter by pairwise exchange.
     """
     exchange = _Exchange(transport, job, segment_bytes)
-    output = segments(required(job.output, job).bytes, exchange.segment_bytes)
+    output = segments(job.output.bytes, exchange.segment_bytes)
     ahead = exchange.post(0)
     for number in range(exchange.rounds):
         now, ahead = ahead, exchange.post(number + 1)
         transport.wait(*now)
         for out in output[number : number + 1]:
-            kernels.reduce(exchange.parts(number), out, job.dtype, required(job.op, job))
+            kernels.reduce(exchange.parts(number), out, job.dtype, job.op)
 
 
 class _Exchange:

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from pycomm.algorithms.registry import algorithm
-from pycomm.algorithms.ring import SEGMENT_BYTES, chunk, required, segments
+from pycomm.algorithms.ring import SEGMENT_BYTES, chunk, segments
 from pycomm.kernels.base import Kernels
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
@@ -38,7 +38,7 @@ def broadcast(
     operations in MPICH", IJHPCA 19 (2005), on broadcast.
     """
     parents, children = _binomial(transport.rank, transport.size, job.root)
-    data = segments(required(job.output, job).bytes, segment_bytes)
+    data = segments(job.output.bytes, segment_bytes)
     arrivals = [[transport.irecv(segment, parent) for parent in parents] for segment in data]
     sent = []
     for segment, arrival in zip(data, arrivals, strict=True):
@@ -80,7 +80,7 @@ def all_gather(transport: Transport, kernels: Kernels, job: Job) -> None:
     chunks = [chunk(job.output, job, (rank + distance) % size) for distance in range(size)]
     starts = [0, *accumulate(data.size for data in chunks)]
     turned = np.empty(starts[-1], np.uint8)
-    turned[: starts[1]] = required(job.input, job).bytes
+    turned[: starts[1]] = job.input.bytes
     for have in (1 << k for k in range(rounds(size))):
         more = min(have, size - have)
         arrival = transport.irecv(turned[starts[have] : starts[have + more]], (rank + have) % size)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
 from pycomm.algorithms.registry import algorithm
 from pycomm.arrays import View
-from pycomm.errors import ArgumentError
 from pycomm.kernels.base import Kernels
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
-
-T = TypeVar("T")
 
 SEGMENT_BYTES = 1 << 19
 """The largest message, in bytes: one segment travels while the one before it is reduced."""
@@ -26,17 +22,10 @@ def chunk_counts(count: int, ranks: int) -> tuple[int, ...]:
     return tuple((count + ranks - 1 - rank) // ranks for rank in range(ranks))
 
 
-def required(field: T | None, job: Job) -> T:
-    """Return a field of the job, or raise ArgumentError if the job was made without it."""
-    if field is None:
-        raise ArgumentError(f"a {job.kind} job lacks a field that it needs: {job}")
-    return field
-
-
-def chunk(view: View | None, job: Job, rank: int) -> np.ndarray:
+def chunk(view: View, job: Job, rank: int) -> np.ndarray:
     """Return the bytes of `rank`'s chunk of `view`, which holds sum(job.counts) elements."""
     start, stop = job.offsets[rank : rank + 2]
-    return required(view, job).bytes[start * job.dtype.itemsize : stop * job.dtype.itemsize]
+    return view.bytes[start * job.dtype.itemsize : stop * job.dtype.itemsize]
 
 
 def segments(data: np.ndarray, segment_bytes: int) -> list[np.ndarray]:
@@ -48,7 +37,7 @@ def reduce_then_gather(
     transport: Transport, job: Job, reduce: Callable[[Job], None], gather: Callable[[Job], None]
 ) -> None:
     """Do an all_reduce in two halves: a reduce_scatter into this rank's chunk, an all_gather."""
-    whole = required(job.output, job)
+    whole = job.output
     job = replace(job, counts=chunk_counts(whole.count, transport.size))
     address = whole.address + job.offsets[transport.rank] * job.dtype.itemsize
     memory = chunk(whole, job, transport.rank)
@@ -120,7 +109,7 @@ class _Ring:
 
     def __init__(self, transport: Transport, kernels: Kernels, job: Job, segment_bytes: int):
         self.transport, self.kernels, self.job = transport, kernels, job
-        self.op = required(job.op, job)
+        self.op = job.op
         self.left = (transport.rank - 1) % transport.size
         self.right = (transport.rank + 1) % transport.size
         self.partial_size = job.dtype.partial.itemsize
@@ -158,7 +147,7 @@ class _Ring:
             self.kernels.accumulate(partial, x, self.job.dtype, self.op)
 
     def _finish(self, partial: np.ndarray, number: int) -> None:
-        output = self._cut(required(self.job.output, self.job).bytes, self.job.dtype.itemsize)
+        output = self._cut(self.job.output.bytes, self.job.dtype.itemsize)
         self.kernels.finish(partial, output[number], self.job.dtype, self.op, self.transport.size)
 
 
@@ -182,7 +171,7 @@ def all_gather(
     """
     rank, size = transport.rank, transport.size
     left, right = (rank - 1) % size, (rank + 1) % size
-    np.copyto(chunk(job.output, job, rank), required(job.input, job).bytes)
+    np.copyto(chunk(job.output, job, rank), job.input.bytes)
     chunks = [
         segments(chunk(job.output, job, (rank - step) % size), segment_bytes)
         for step in range(size)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from pycomm.arrays import View
-from pycomm.types import DType, ReduceOp
+from pycomm.arrays import NOTHING, View
+from pycomm.types import SUM, DType, ReduceOp
 
 
 @dataclass
@@ -16,30 +16,30 @@ class Job:
 
     kind            input                       output
     all_reduce      count elements              the same memory as the input
-    broadcast       None                        count elements; read on the root, written elsewhere
+    broadcast       NOTHING                     count elements; read on the root, written elsewhere
     all_gather      counts[rank] elements       sum(counts) elements, in rank order
     reduce_scatter  sum(counts) elements        counts[rank] elements
-    barrier         None                        None
+    barrier         NOTHING                     NOTHING
     """
 
     kind: str
     dtype: DType
-    input: View | None = None
-    output: View | None = None
+    input: View = NOTHING
+    output: View = NOTHING
     counts: tuple[int, ...] = ()
-    op: ReduceOp | None = None
+    op: ReduceOp = SUM
     root: int = 0
     fingerprint: int = 0
 
     @property
     def nbytes(self) -> int:
         """The size of the larger of input and output."""
-        return max((view.nbytes for view in (self.input, self.output) if view), default=0)
+        return max(self.input.nbytes, self.output.nbytes)
 
     @property
     def elements(self) -> int | tuple[int, ...]:
         """The number of elements: of every rank's chunk, or of the one array."""
-        return self.counts or (self.output.count if self.output else 0)
+        return self.counts or self.output.count
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

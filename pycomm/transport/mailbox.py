@@ -1,9 +1,9 @@
 """Point-to-point messages that describe themselves: any tag, any posting order, any source.
 
-A message is a header (communicator, source, tag, dtype, shape), sent with the wire's tag 0, and its data:
-inside the header when they are small, else as a second message under a wire tag of the pair's own.
-The receiver reads headers as they come, in a box for each process, and so matches whatever was
-posted in whatever order.
+A message is a header (communicator, source, tag, dtype, shape), sent with the wire's tag 0, and
+its data: behind the header when they are small, else as a second message under a wire tag of the
+pair's own. A process reads headers as they come, and so matches whatever was posted in whatever
+order.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import struct
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from pycomm.arrays import View, empty
+from pycomm.arrays import NOTHING, View, empty
 from pycomm.errors import MismatchError
 from pycomm.transport.base import Request
 from pycomm.transport.wire import Wire
@@ -55,10 +55,10 @@ class Header:
     @classmethod
     def unpack(cls, message: np.ndarray) -> tuple[Header, np.ndarray]:
         """Return the header at the start of `message`, and the bytes behind it."""
-        *fixed, code, is_tensor, ndim = _FIXED.unpack_from(message)
+        context, source, tag, nbytes, data_tag, code, is_tensor, ndim = _FIXED.unpack_from(message)
         shape = struct.unpack_from(f"<{ndim}q", message, _FIXED.size)
-        header = cls(*fixed, _BY_CODE[code], bool(is_tensor), shape)
-        return header, message[_FIXED.size + 8 * ndim :]
+        kind = _BY_CODE[code], bool(is_tensor), shape
+        return cls(context, source, tag, nbytes, data_tag, *kind), message[_FIXED.size + 8 * ndim :]
 
 
 @dataclass
@@ -72,17 +72,17 @@ class Incoming:
 
 @dataclass
 class Receive:
-    """A posted receive: a Request, then `out` holds the data. `source` may be ANY."""
+    """A posted receive: a Request, then `data` holds the message. `source` may be ANY."""
 
     mailbox: Mailbox
     context: int
     source: int
     tag: int
     out: View | None
-    header: Header | None = None
+    data: View = NOTHING
     error: MismatchError | None = None
-    _data: Request | None = None
-    _done: bool = field(default=False)
+    _transfer: Request | None = None
+    _done: bool = False
 
     def matches(self, header: Header) -> bool:
         """Say whether this receive takes the message."""
@@ -90,22 +90,23 @@ class Receive:
         return same and self.source in (ANY, header.source)
 
     def take(self, message: Incoming, wire: Wire) -> None:
-        """Start to move the message's data into `out`, which is allocated if there is none."""
-        self.header = header = message.header
-        if self.out is not None:
-            self.error = _disagreement(header, self.out)
+        """Start to move the message's data into `out`, or a new array if there is none."""
+        header = message.header
+        self.error = _disagreement(header, self.out) if self.out else None
         if self.out is None or self.error:  # even an unwanted message is received: its sender waits
-            self.out = empty(header.shape, header.dtype, header.is_tensor)
+            self.data = empty(header.shape, header.dtype, header.is_tensor)
+        else:
+            self.data = self.out
         if message.data is not None:
-            self.out.bytes[:] = message.data
+            self.data.bytes[:] = message.data
             self._done = True
         else:
-            self._data = wire.irecv(self.out.bytes, message.origin, header.data_tag)
+            self._transfer = wire.irecv(self.data.bytes, message.origin, header.data_tag)
 
     def test(self) -> bool:
         """Make progress and say whether the data are there."""
         self.mailbox.progress()
-        self._done = self._done or (self._data is not None and self._data.test())
+        self._done = self._done or (self._transfer is not None and self._transfer.test())
         return self._done
 
 
@@ -114,8 +115,9 @@ def _disagreement(header: Header, out: View) -> MismatchError | None:
     if sent == (want, out.dtype.name):
         return None
     return MismatchError(
-        f"rank {header.source} sent shape {header.shape} of {header.dtype.name} with tag {header.tag}, "
-        f"but out= has shape {want} of {out.dtype.name}: make them equal, or pass no out="
+        f"rank {header.source} sent shape {header.shape} of {header.dtype.name} with tag "
+        f"{header.tag}, but out= has shape {want} of {out.dtype.name}: make them equal, or pass "
+        "no out="
     )
 
 
@@ -137,13 +139,15 @@ class Mailbox:
         self._sent: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def send(self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int) -> Request:
-        """Start to send to process `to`; the memory must not change until the request is complete."""
+    def send(
+        self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int
+    ) -> Request:
+        """Start to send to process `to`; the memory must not change until it is complete."""
         with self._lock:
             data_tag = 1 + self._sent[to] % DATA_TAGS
             self._sent[to] += view.nbytes > INLINE_BYTES
-            shape = tuple(view.owner.shape)
-            header = Header(context, source, tag, view.nbytes, data_tag, view.dtype, is_tensor, shape)
+            kind = view.dtype, is_tensor, tuple(view.owner.shape)
+            header = Header(context, source, tag, view.nbytes, data_tag, *kind)
             if to == self._wire.rank:  # to oneself: nobody else could make a receiver come
                 self._deliver(Incoming(header, to, view.bytes.copy()))
                 return _Send()

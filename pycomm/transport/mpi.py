@@ -86,7 +86,7 @@ class MpiWire:
         return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
-        """Return the next message of any size with `tag`, and who sent it; None if there is none."""
+        """Return the next message with `tag`, of any size, and its sender; None if none came."""
         with _lock:
             status = self._mpi.Status()
             message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -10,19 +11,23 @@ from typing import Any
 import numpy as np
 
 from pycomm import _native
+from pycomm._native import Board
 from pycomm.errors import CommTimeoutError, DepartedError, MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
+
+_logger = logging.getLogger("pycomm")
 
 Exchange = Callable[[Any], list[Any]]
 """Gathers one small object of every rank, in rank order."""
 
 
 def host_identity() -> tuple[str, str, int]:
-    """Return what is equal for two processes exactly if they can share memory: host, boot, PID namespace."""
+    """Return host, boot and PID namespace: equal for two processes that can share memory."""
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return socket.gethostname(), file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
+        boot = file.read().strip()
+    return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
 
 
 class SharedMemory(Transport):
@@ -30,7 +35,7 @@ class SharedMemory(Transport):
 
     fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
 
-    def __init__(self, board: Any, messages: Transport, timeout: float, stats: Stats):
+    def __init__(self, board: Board, messages: Transport, timeout: float, stats: Stats):
         self._board = board
         self._messages = messages
         self.rank = messages.rank
@@ -52,19 +57,19 @@ class SharedMemory(Transport):
             stats: where waiting is counted.
         """
         rank, size = messages.rank, messages.size
-        board, problem = None, None
-        try:
-            if rank == 0:
-                board = _native.Board.create(0, size, crowded, timeout)
-        except (OSError, RuntimeError) as error:
-            problem = str(error)
-        where = exchange(board and (os.getpid(), board.fd, board.nonce))[0]
-        try:
-            if rank > 0 and where:
-                board = _native.Board.open(*where, rank, size, crowded, timeout)
-        except (OSError, RuntimeError) as error:
-            problem = str(error)
-        if not all(exchange(board is not None and problem is None)):
+
+        def attempt(make: Callable[[], Board]) -> Board | None:
+            try:
+                return make()
+            except (OSError, RuntimeError) as error:
+                _logger.warning("rank %d cannot share memory: %s", rank, error)
+                return None
+
+        board = attempt(lambda: Board.create(rank, size, crowded, timeout)) if rank == 0 else None
+        pid, fd, nonce = exchange((os.getpid(), board.fd, board.nonce) if board else (0, 0, 0))[0]
+        if rank > 0 and nonce:
+            board = attempt(lambda: Board.open(pid, fd, nonce, rank, size, crowded, timeout))
+        if not all(exchange(board is not None)) or board is None:
             return None
         board.close_descriptor()
         return cls(board, messages, timeout, stats)
@@ -125,7 +130,7 @@ class SharedMemory(Transport):
         )
 
     def exchange_notes(self, note: str) -> list[str]:
-        """After a MismatchError: return every rank's note, "" for those that give none within 2 s."""
+        """After a MismatchError: return every rank's note, "" for those that give none in 2 s."""
         return self._board.exchange_notes(note)
 
     def has_left(self, rank: int) -> bool:
@@ -135,5 +140,3 @@ class SharedMemory(Transport):
     def leave(self) -> None:
         """Tell the others that this rank takes no part any more."""
         self._board.depart()
-
-

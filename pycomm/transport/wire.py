@@ -30,7 +30,7 @@ class Wire(Protocol):
         """Start to receive exactly `out.nbytes` bytes."""
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
-        """Return the next message of any size with `tag`, and who sent it; None if there is none."""
+        """Return the next message with `tag`, of any size, and its sender; None if none came."""
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""

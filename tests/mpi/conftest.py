@@ -1,4 +1,4 @@
-"""Tests that all ranks of `mpirun -np N python -m pytest tests/mpi` run together, in the same order.
+"""Tests that all ranks of `mpirun -np N python -m pytest tests/mpi` run together, in one order.
 
 A test passes only if it passes on every rank; one that fails anywhere ends the run everywhere.
 """
@@ -40,7 +40,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Leave together: a rank that fails first would have the launcher end rank 0 in mid-sentence."""
+    """Leave together: the launcher ends all as soon as one rank leaves with a failure."""
     if _verdicts is not None:
         _verdicts.barrier()
 

@@ -1,4 +1,4 @@
-"""Reductions on all ranks against one process in NumPy: exact for integers, the same bits for floats."""
+"""Reductions on all ranks against one process in NumPy: the same bits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_small_integers_sum_exactly_in_every_dtype(comm, dtype):
         ]
         x = parts[comm.rank].copy()
         comm.all_reduce(x, op, order="rank")
-        total = sum(((index * 7 + rank * 3) % 3 for rank in range(comm.size)))
+        total = sum((index * 7 + rank * 3) % 3 for rank in range(comm.size))
         assert bits(x) == bits(total.astype(numpy_dtype(dtype))), count
 
 

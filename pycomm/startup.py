@@ -1,0 +1,31 @@
+"""The way into a job: the Communicator of all ranks that the launcher started."""
+
+from __future__ import annotations
+
+from pycomm.communicator import Communicator
+from pycomm.config import Config
+from pycomm.errors import ArgumentError
+from pycomm.world import World
+
+_everyone: Communicator | None = None
+
+
+def init(timeout: float | None = None) -> Communicator:
+    """Return the Communicator of all ranks that the launcher started; the first call is collective.
+
+    Args:
+        timeout: seconds that an operation may go without progress; None is PYCOMM_TIMEOUT, or 300.
+
+    Raises:
+        ArgumentError: called before with another timeout.
+    """
+    global _everyone
+    if _everyone is None:
+        config = Config.from_environment()
+        world = World.of_mpi(config, config.timeout if timeout is None else timeout)
+        _everyone = Communicator(world, range(world.wire.size), world.new_context())
+    elif timeout not in (None, _everyone.timeout):
+        raise ArgumentError(
+            f"timeout={timeout:g} is not the {_everyone.timeout:g} s of the first call"
+        )
+    return _everyone
