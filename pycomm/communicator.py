@@ -289,6 +289,7 @@ class Communicator:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         self._collectives.close()
         self.depart()
+        self._memory = None
         self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:

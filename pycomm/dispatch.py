@@ -82,19 +82,20 @@ class Dispatcher:
     def check(self) -> None:
         """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
         guard.check()
-        rank = self.transport.rank
         if self._closed:
-            raise CommError(f"rank {rank}: this communicator was closed")
+            raise CommError("this communicator was closed")
         if self._failure is not None:
             raise CommError(
-                f"rank {rank}: this communicator failed before and cannot be used any more: "
-                f"{self._failure}"
+                f"rank {self.transport.rank}: this communicator failed before and cannot be used "
+                f"any more: {self._failure}"
             ) from self._failure
 
     def close(self) -> None:
-        """Finish the operations under way; later calls raise."""
-        self._engine.close()
-        self._closed = True
+        """Finish the operations under way and let go of the transport; later calls raise."""
+        if not self._closed:
+            self._engine.close()
+            self._closed = True
+            del self.transport
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace

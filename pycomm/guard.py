@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pycomm import _native
-from pycomm.errors import CommError, CommTimeoutError
+from pycomm.errors import CommError, CommTimeoutError, DepartedError
 from pycomm.transport.job import Job
 
 _logger = logging.getLogger("pycomm")
@@ -106,8 +107,11 @@ class Guard:
         world = max(self._members, key=lambda member: member.size, default=None)
         if world is None or world.size == 1 or hasattr(sys, "ps1"):
             return
-        _logger.error("rank %d of %d raised %s: the job ends", world.rank, world.size, kind)
+        who, what = f"rank {world.rank} of {world.size}", kind.__name__
+        _logger.error("%s raised %s: the job ends", who, what)
         sys.stderr.flush()
+        if isinstance(error, DepartedError):
+            time.sleep(1.0)  # who left may have failed: then its exit status is to be the job's
         if isinstance(error, CommTimeoutError):
             world.abort(TIMEOUT_EXIT_CODE)
         if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):

@@ -43,7 +43,10 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
 
 Board::~Board() { depart(); }
 
-void Board::depart() { presence_[rank_].departed.store(1, std::memory_order_release); }
+void Board::depart() {
+  if (presence_[rank_].pid != getpid()) return;  // a forked child is not the rank
+  presence_[rank_].departed.store(1, std::memory_order_release);
+}
 
 Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idle) {
   sequence_++;

@@ -80,7 +80,8 @@ Segment Segment::open(int pid, int fd, uint64_t nonce) {
 Segment::Segment(Segment&& other) noexcept
     : base_(std::exchange(other.base_, nullptr)),
       mapped_(other.mapped_),
-      fd_(std::exchange(other.fd_, -1)) {}
+      fd_(std::exchange(other.fd_, -1)),
+      owner_(other.owner_) {}
 
 Segment::~Segment() {
   if (base_) munmap(base_, mapped_);
@@ -100,6 +101,7 @@ void Segment::populate(size_t offset, size_t bytes) {
 }
 
 void Segment::discard() {
+  if (getpid() != owner_) return;  // a forked child drops its arrays, not its parent's memory
   fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(kHeaderBytes), off_t(bytes()));
 }
 

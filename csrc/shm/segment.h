@@ -2,6 +2,8 @@
 // behind.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -32,6 +34,7 @@ class Segment {
   void populate(size_t offset, size_t bytes);
 
   // Gives the memory of the whole segment back to the system; it reads as zeros afterwards.
+  // Does nothing in a forked child.
   void discard();
 
  private:
@@ -40,6 +43,7 @@ class Segment {
   char* base_;
   size_t mapped_;
   int fd_;
+  int owner_ = getpid();
 };
 
 }  // namespace pycomm::shm

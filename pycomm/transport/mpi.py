@@ -68,7 +68,7 @@ class MpiWire:
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
-        self.tags: int = comm.Get_attr(mpi.TAG_UB) + 1
+        self.tags: int = mpi.COMM_WORLD.Get_attr(mpi.TAG_UB) + 1
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
         """Start to send a flat uint8 array."""
