@@ -31,7 +31,7 @@ def host_identity() -> tuple[str, str, int]:
 
 
 class SharedMemory(Transport):
-    """Ranks that are all on this host: collectives on a board, single messages by another transport."""
+    """Ranks on one host: collectives on a board, messages by another transport."""
 
     fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
 

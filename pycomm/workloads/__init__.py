@@ -1,0 +1,1 @@
+"""What train.py, the benchmarks and the tests train: models and data."""

@@ -64,7 +64,9 @@ def test_rounding_is_to_nearest_even_at_every_boundary(name):
     every = (
         np.arange(256**dtype.itemsize).astype(f"uint{8 * dtype.itemsize}").view(numpy_dtype(dtype))
     )
-    values = np.unique(every.astype(np.float32).astype(np.float64)[np.isfinite(every.astype(np.float32))])
+    values = np.unique(
+        every.astype(np.float32).astype(np.float64)[np.isfinite(every.astype(np.float32))]
+    )
     exact = np.concatenate([values, (values[1:] + values[:-1]) / 2]).astype(np.float32)
     x = np.concatenate(
         [exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, -np.float32(np.inf))]

@@ -1,0 +1,108 @@
+"""Splitting a model into parts: contiguous layers, the largest part as small as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+from torch import nn
+
+from pycomm.errors import ArgumentError
+
+Layers = list[tuple[str, nn.Module]]
+"""The layers of a model with their names, in the order in which they are applied."""
+
+
+def layers_of(model: nn.Module | Sequence[nn.Module]) -> Layers:
+    """Return the layers of an nn.Sequential, nn.ModuleList or list, with the names they have there.
+
+    Raises:
+        ArgumentError: `model` is nothing of that kind, has a forward of its own, or no layers.
+    """
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        layers = list(model._modules.items())  # named_children() would leave out repetitions
+    elif isinstance(model, (list, tuple, nn.ModuleList)):
+        layers = [(str(index), layer) for index, layer in enumerate(model)]
+    else:
+        raise ArgumentError(
+            f"a {type(model).__name__} cannot be split by layers: pass an nn.Sequential without a "
+            f"forward of its own, or a list of layers that are applied one after the other"
+        )
+    for name, layer in layers:
+        if not isinstance(layer, nn.Module):
+            raise ArgumentError(f"layer {name!r} is a {type(layer).__name__}, not an nn.Module")
+    return layers
+
+
+def layer_costs(layers: Layers, balance: str | Sequence[float]) -> list[float]:
+    """Return what each layer counts for: its number of parameters, or the costs given.
+
+    Args:
+        layers: as `layers_of` returns them.
+        balance: "params", or one non-negative cost for each layer, in any unit.
+
+    Raises:
+        ArgumentError: an unknown name, or costs that do not fit the layers.
+    """
+    if isinstance(balance, str):
+        if balance != "params":
+            raise ArgumentError(
+                f"balance={balance!r}: choose 'params' or pass a cost for each layer"
+            )
+        return [float(sum(p.numel() for p in layer.parameters())) for _, layer in layers]
+    costs = [float(cost) for cost in balance]
+    if len(costs) != len(layers) or not all(0 <= cost < float("inf") for cost in costs):
+        raise ArgumentError(
+            f"balance={costs} does not give each of the {len(layers)} layers a cost ≥ 0"
+        )
+    return costs
+
+
+def partition(costs: Sequence[float], parts: int) -> list[range]:
+    """Split layers into contiguous, non-empty parts such that the most expensive is cheapest.
+
+    Among those the one with the least sum of squares is taken; of equals the one that leaves
+    layers that cost nothing with the layer before them.
+
+    Args:
+        costs: of each layer, ≥ 0.
+        parts: how many.
+
+    Returns:
+        For each part the range of its layers.
+
+    Raises:
+        ArgumentError: there are more parts than layers, or none.
+    """
+    if not 1 <= parts <= len(costs):
+        raise ArgumentError(
+            f"{len(costs)} layers cannot be split into {parts} parts: use between 1 and "
+            f"{max(len(costs), 1)} ranks, or split the model into more layers"
+        )
+    sums = [0.0, *accumulate(costs)]
+    limit = _best(sums, parts, max, float("inf"))[0]
+    cuts = _best(sums, parts, lambda total, part: total + part * part, limit)[1]
+    return [range(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _best(
+    sums: list[float], parts: int, combine: Callable[[float, float], float], limit: float
+) -> tuple[float, list[int]]:
+    """Return the least combined cost, and its cuts, with no part above `limit`.
+
+    Dynamic programming over (parts used, layers covered).
+    """
+    count = len(sums) - 1
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
+    for _ in range(parts):
+        following: dict[int, tuple[float, list[int]]] = {}
+        for stop in range(1, count + 1):
+            for start in reversed(range(stop)):
+                cost = sums[stop] - sums[start]
+                if start not in best or cost > limit:
+                    continue
+                total = combine(best[start][0], cost)
+                if stop not in following or total < following[stop][0]:
+                    following[stop] = total, [*best[start][1], stop]
+        best = following
+    return best[count]

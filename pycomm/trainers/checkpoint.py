@@ -1,0 +1,214 @@
+"""Checkpoints: a folder that at every moment holds one complete state of all ranks.
+
+    DIR/latest                 the name of the complete save
+    DIR/step-00000012/         one save:
+        part-0.pt part-1.pt …    a rank's tensors and optimizer state, by full names
+        random.pt                the random generators of every rank
+        index.json               where each tensor lies, its shape and dtype; the progress
+
+A save fills a new folder, every file by way of a temporary one, and every rank says that its part
+is on disk; only then does `latest` change, by a rename, and older saves go. Whatever is killed
+when, `latest` names a save that is complete. The folder must be visible to all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from pycomm.errors import ArgumentError, CommError
+from pycomm.parallel.replicate import raise_together
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+FORMAT = 1
+_SAVE = re.compile(r"step-\d{8,}(\.\d+)?")
+Tensors = dict[str, torch.Tensor]
+
+
+def save(
+    directory: str | Path,
+    comm: Communicator,
+    part: dict[str, Any] | None,
+    random: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
+    """Write a checkpoint; every rank must call this, and returns when it is complete on disk.
+
+    Args:
+        directory: made if need be; what it held before is replaced.
+        comm: the ranks.
+        part: {"model": tensors by full name, "optimizer": state by name}, or None on a rank that
+            has nothing of its own to write.
+        random: this rank's random generators.
+        progress: plain values; that of rank 0 is written.
+
+    Raises:
+        CommError: a rank could not write; raised on every rank, what was there before is kept.
+    """
+    root = Path(directory)
+    folder = _together(comm, root, lambda: _new_folder(root, progress["step"]), only_rank_0=True)[0]
+    file = f"part-{comm.rank}.pt"
+    entries = _together(comm, root, lambda: _write_part(root / folder / file, part))
+    randoms = comm.all_gather_object(random)
+
+    def complete() -> None:
+        write_atomically(root / folder / "random.pt", lambda f: torch.save(randoms, f))
+        names = {name: entry for part_entries in entries for name, entry in part_entries.items()}
+        index = {"format": FORMAT, "ranks": comm.size, "progress": progress, "tensors": names}
+        text = json.dumps(index, indent=1).encode()
+        write_atomically(root / folder / "index.json", lambda f: f.write(text))
+        write_atomically(root / "latest", lambda f: f.write(folder.encode()))
+        _remove_others(root, folder)
+
+    _together(comm, root, complete, only_rank_0=True)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a file such that `path` is, after any crash, what it was or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def exists(directory: str | Path) -> bool:
+    """Say whether `directory` holds a complete checkpoint."""
+    return (Path(directory) / "latest").is_file()
+
+
+class Checkpoint:
+    """A checkpoint, to be read; tensors stay on disk until `read`.
+
+    Raises:
+        ArgumentError: `directory` holds no checkpoint, or one of another format.
+    """
+
+    def __init__(self, directory: str | Path):
+        root = Path(directory)
+        if not exists(root):
+            raise ArgumentError(
+                f"{str(root)!r} holds no checkpoint (no file 'latest'): "
+                f"check the path, or train with checkpoint={str(root)!r} first"
+            )
+        self.folder = root / (root / "latest").read_text().strip()
+        try:
+            self.index = json.loads((self.folder / "index.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"checkpoint {str(self.folder)!r} is damaged: {error}") from error
+        if self.index.get("format") != FORMAT:
+            raise ArgumentError(
+                f"checkpoint {str(self.folder)!r} has format {self.index.get('format')}, "
+                f"this version of pycomm reads {FORMAT}"
+            )
+        self.progress: dict[str, Any] = self.index["progress"]
+
+    def check(self, expected: dict[str, tuple[str, list[int]]]) -> None:
+        """Return if the checkpoint is of a model with these tensors.
+
+        Args:
+            expected: (dtype, shape) of every parameter and buffer of the whole model by full name.
+
+        Raises:
+            ArgumentError: names the first parameter that is missing, unexpected or different.
+        """
+        saved = {n: (e["dtype"], e["shape"]) for n, e in self.index["tensors"].items()}
+        for name, kind in expected.items():
+            if name not in saved:
+                self._fail(f"it has no {name!r}")
+            if saved[name] != kind:
+                self._fail(f"{name!r} is {saved[name]} there and {kind} in this model")
+        for name in saved:
+            if name not in expected:
+                self._fail(f"it has {name!r}, which this model has not")
+
+    def read(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts."""
+        wanted = set(names)
+        files = sorted({self.index["tensors"][name]["file"] for name in wanted})
+        model: Tensors = {}
+        optimizer: dict[str, Any] = {"state": {}, "groups": []}
+        for part in (self._torch_load(file) for file in files):
+            model.update({n: t for n, t in part["model"].items() if n in wanted})
+            optimizer["state"].update(part["optimizer"]["state"])
+            optimizer["groups"] += part["optimizer"]["groups"]
+        return {"model": model, "optimizer": optimizer}
+
+    def random(self, rank: int) -> dict[str, Any] | None:
+        """Return the random generators of `rank`, or None where fewer ranks had saved."""
+        states = self._torch_load("random.pt")
+        return states[rank] if rank < len(states) else None
+
+    def _torch_load(self, file: str) -> Any:
+        try:
+            return torch.load(self.folder / file, weights_only=True)
+        except Exception as error:
+            raise ArgumentError(f"{str(self.folder / file)!r} cannot be read: {error}") from error
+
+    def _fail(self, why: str) -> None:
+        raise ArgumentError(
+            f"checkpoint {str(self.folder)!r} is of another model: {why}; "
+            f"build the model that was saved, or name another folder"
+        )
+
+
+def _together(
+    comm: Communicator, root: Path, action: Callable[[], Any], *, only_rank_0: bool = False
+) -> list[Any]:
+    """Run `action`, on every rank or on rank 0 only, and return all results, or raise on all."""
+    result, error = None, None
+    try:
+        result = action() if comm.rank == 0 or not only_rank_0 else None
+    except OSError as caught:
+        error = CommError(
+            f"the checkpoint in {str(root)!r} cannot be written: {caught}; "
+            f"what it held before is unchanged"
+        )
+    raise_together(comm, error)
+    return comm.all_gather_object(result)
+
+
+def _new_folder(root: Path, step: int) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    name, again = f"step-{step:08d}", 0
+    while (root / name).exists():  # never write into a folder that `latest` may name
+        again += 1
+        name = f"step-{step:08d}.{again}"
+    (root / name).mkdir()
+    _sync_folder(root)
+    return name
+
+
+def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
+    if part is None:
+        return {}
+    write_atomically(path, lambda file: torch.save(part, file))
+    return {
+        name: {"file": path.name, "dtype": str(t.dtype), "shape": list(t.shape)}
+        for name, t in part["model"].items()
+    }
+
+
+def _remove_others(root: Path, keep: str) -> None:
+    for folder in root.iterdir():
+        if _SAVE.fullmatch(folder.name) and folder.name != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

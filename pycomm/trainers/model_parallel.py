@@ -1,0 +1,219 @@
+"""ModelParallelTrainer: the layers of a model are split over the ranks, batches flow through."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pycomm.errors import ArgumentError
+from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
+from pycomm.parallel.pipeline import Stage
+from pycomm.parallel.replicate import check_equal, check_same_model, tensors
+from pycomm.parallel.schedule import Action, Forward, find_schedule
+from pycomm.trainers import batches
+from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
+from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
+from pycomm.trainers.named_state import describe, optimizer_state
+from pycomm.trainers.progress import BatchLoss
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+
+class ModelParallelTrainer(Trainer):
+    """Train a model by model parallelism: rank s runs, and updates, the s-th part of its layers.
+
+    A batch is cut into microbatches (`torch.tensor_split`; fewer when it has fewer samples), which
+    flow through the parts as the schedule says; each one's loss is weighed by its share of the
+    batch, so the gradient is that of the whole batch's mean loss. microbatches=1 runs the parts
+    one after the other. All parts start from the weights of rank 0. A batch norm sees microbatches.
+
+    `step` takes the whole global batch: inputs on the first rank, targets on the last; every rank
+    may pass None for what it does not need. Metrics and losses are the same on every rank.
+
+    Args:
+        module: an nn.Sequential or a list of layers, the same on every rank; only this rank's
+            layers are kept. The names of parameters stay those of the whole model.
+        optimizer: called once with this part's list of (name, parameter); returns a torch
+            optimizer. Not called on a part without parameters.
+        loss_fn: (output, targets) → the mean loss over its inputs, a scalar tensor.
+        comm: the ranks, one for each part.
+        microbatches: how many a batch is cut into.
+        schedule: the order of forward and backward; "fill_drain".
+        balance: what parts are balanced by: "params", or a cost for each layer.
+        clip_norm: the largest norm of the whole gradient, over all parts; None does not clip.
+        weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
+
+    Raises:
+        ArgumentError: there are more ranks than layers, parts share a parameter, or a value is
+            out of range.
+        MismatchError: the ranks' models or arguments differ; raised on all.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | Sequence[nn.Module],
+        optimizer: OptimizerFactory,
+        loss_fn: LossFunction,
+        comm: Communicator,
+        microbatches: int = 8,
+        schedule: str = "fill_drain",
+        balance: str | Sequence[float] = "params",
+        clip_norm: float | None = None,
+        weight: Weight | None = None,
+    ):
+        given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
+        check_equal(comm, "microbatches, schedule or balance", given)
+        if not isinstance(microbatches, int) or microbatches < 1:
+            raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
+        self._schedule = find_schedule(schedule)
+        self._microbatches = microbatches
+        layers = layers_of(module)
+        whole = nn.Sequential(OrderedDict(layers))
+        costs = layer_costs(layers, balance)
+        check_same_model(whole, comm)
+        parts = _split(layers, partition(costs, comm.size))
+        self._whole = describe(whole)
+        before = any(p.requires_grad for part in parts[: comm.rank] for p in part.parameters())
+        self._stage = Stage(parts[comm.rank], comm, before)
+        _deliver(parts, comm)
+        super().__init__(
+            parts[comm.rank],
+            optimizer,
+            loss_fn,
+            comm,
+            accumulate=1,
+            clip_norm=clip_norm,
+            weight=weight,
+        )
+
+    def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
+        """Return the whole global batch on the first and last rank, (None, None) elsewhere."""
+        if self._stage.first or self._stage.last:
+            return batches.fetch(dataset, indices)
+        return None, None
+
+    def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
+        batch = self._cut(inputs, targets)
+        if not 0 < batch.weight < math.inf:
+            raise ArgumentError(
+                f"the weights of a batch of {batch.samples} samples add up to {batch.weight} "
+                f"(this is rank {self.comm.rank}): they must be ≥ 0, and one of them positive"
+            )
+        value = np.zeros(1)
+
+        def loss(microbatch: int, output: torch.Tensor) -> torch.Tensor | None:
+            weight = batch.weights[microbatch]
+            if weight == 0:
+                return None
+            mean = self.loss_fn(output, batch.targets[microbatch])
+            value[0] += mean.item() * weight
+            return mean * (weight / batch.weight)
+
+        self._stage.run(self._actions(batch), batch.inputs, loss)
+        self.comm.broadcast(value, root=self.comm.size - 1)
+        return BatchLoss(float(value[0]), batch.weight, batch.samples)
+
+    def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
+        batch = self._cut(inputs, targets)
+        sums = no_sums(metrics)
+
+        def collect(microbatch: int, output: torch.Tensor) -> None:
+            target, weight = batch.targets[microbatch], batch.weights[microbatch]
+            sums[:] += batch_sums(output, target, self.loss_fn, weight, metrics)
+
+        forwards = [a for a in self._actions(batch) if isinstance(a, Forward)]
+        self._stage.run(forwards, batch.inputs, collect)
+        return sums
+
+    def _finish_gradients(self) -> None:
+        if self.clip_norm is None:
+            return
+        parameters = list(self.module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        square = self.comm.all_reduce(np.array([float(norm) ** 2]))
+        whole = torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, whole)
+
+    def _part(self) -> dict[str, Any] | None:
+        state = optimizer_state(self.optimizer, self.module)
+        return {"model": self.module.state_dict(), "optimizer": state}
+
+    def _expected(self) -> dict[str, tuple[str, list[int]]]:
+        return self._whole
+
+    def _share_buffers(self) -> None:
+        """Every part is on one rank only."""
+
+    def _actions(self, batch: _Batch) -> list[Action | None]:
+        count = min(self._microbatches, batch.samples)
+        return self._schedule(self.comm.size, count)[self.comm.rank]
+
+    def _cut(self, inputs: Any, targets: Any) -> _Batch:
+        """Cut what this rank has of a batch into microbatches, and tell the others its size.
+
+        Raises:
+            ArgumentError: on every rank, if the first has no inputs or the last no targets, if
+                their numbers differ, or if there are none.
+        """
+        xs = self._microbatches_of(inputs) if self._stage.first else []
+        ts = self._microbatches_of(targets) if self._stage.last else []
+        weights = [float(self._weight(t)) for t in ts]
+        total = sum(weights) if all(w >= 0 for w in weights) else math.nan
+        mine = np.array([sum(map(len, xs)), sum(map(len, ts)), total], np.float64)
+        sizes = self.comm.all_gather(mine)
+        samples, others, total = int(sizes[0][0]), int(sizes[-1][1]), float(sizes[-1][2])
+        if samples != others or samples == 0:
+            raise ArgumentError(
+                f"rank 0 got inputs with {samples} samples, rank {self.comm.size - 1} targets with "
+                f"{others} (this is rank {self.comm.rank}): pass tensors of equal length ≥ 1 there"
+            )
+        return _Batch(samples, total, xs, ts, weights)
+
+    def _microbatches_of(self, batch: Any) -> list[torch.Tensor]:
+        if not isinstance(batch, torch.Tensor) or batch.dim() == 0 or len(batch) == 0:
+            return []
+        return list(torch.tensor_split(batch, min(self._microbatches, len(batch))))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A global batch: its size and weight, and the microbatches that this rank needs."""
+
+    samples: int
+    weight: float
+    inputs: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    weights: list[float]
+
+
+def _split(layers: Layers, ranges: list[range]) -> list[nn.Sequential]:
+    parts = [nn.Sequential(OrderedDict(layers[r.start : r.stop])) for r in ranges]
+    owner: dict[int, int] = {}
+    for rank, part in enumerate(parts):
+        for name, parameter in part.named_parameters():
+            other = owner.setdefault(id(parameter), rank)
+            if other != rank:
+                raise ArgumentError(
+                    f"parameter {name!r} of part {rank} is shared with part {other}: give each its "
+                    f"own, or costs in balance= that keep both layers in one part"
+                )
+    return parts
+
+
+def _deliver(parts: list[nn.Sequential], comm: Communicator) -> None:
+    """Send each part's parameters and buffers from rank 0 to the rank that runs it."""
+    if comm.rank != 0:
+        for _, tensor in tensors(parts[comm.rank]):
+            comm.recv(0, out=tensor)
+        return
+    for rank in range(1, comm.size):
+        for _, tensor in tensors(parts[rank]):
+            comm.send(tensor, rank)

@@ -1,0 +1,127 @@
+"""What a run tells: the time meter, the table per rank, progress and metrics as it goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from pycomm.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+
+class Meter:
+    """Adds up the time of training on this rank: `with meter:` around it, `samples` as they come.
+
+    Computing is the time outside pycomm, data loading included; communicating is the time inside
+    pycomm less the part in which it waited for other ranks, which is idle.
+    """
+
+    def __init__(self, comm: Communicator):
+        self.comm = comm
+        self.samples = 0
+        self.wall_s = self.busy_s = self.idle_s = 0.0
+        self.bytes_sent = 0
+
+    def __enter__(self) -> Meter:
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, busy, idle, sent = (b - a for a, b in zip(self._start, self._now()))
+        self.wall_s += wall
+        self.busy_s += busy
+        self.idle_s += idle
+        self.bytes_sent += int(sent)
+
+    def row(self) -> dict[str, Any]:
+        """Return this rank's line of the report; times in seconds."""
+        return {
+            "rank": self.comm.rank,
+            "samples_per_s": self.samples / self.wall_s if self.wall_s else 0.0,
+            "computing_s": self.wall_s - self.busy_s,
+            "communicating_s": self.busy_s - self.idle_s,
+            "idle_s": self.idle_s,
+            "bytes_sent": self.bytes_sent,
+        }
+
+    def _now(self) -> tuple[float, float, float, int]:
+        stats = self.comm.stats
+        return time.perf_counter(), stats.busy_s, stats.idle_s, stats.bytes_sent
+
+
+def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Print the rows of `Meter.row`, one for each rank, as a table."""
+    table = Table(title="per rank")
+    for title in ("rank", "samples/s", "computing s", "communicating s", "idle s", "MB sent"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        times = (f"{row[key]:.2f}" for key in ("computing_s", "communicating_s", "idle_s"))
+        sent = f"{row['bytes_sent'] / 1e6:.1f}"
+        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent)
+    (console or Console()).print(table)
+
+
+class Log:
+    """Progress bar and metrics file of one `fit`; on ranks other than 0 it does nothing.
+
+    The file has a JSON record a line: step, epoch, loss, samples_per_s. Steps that come after
+    `step` are dropped from it first: a resumed run makes them again.
+
+    Args:
+        rank: this rank.
+        step: how many steps have been made.
+        last_step: how many there will be.
+        path: of the metrics file, or None.
+        progress: whether to show a bar.
+
+    Raises:
+        ArgumentError: the file exists and holds something else.
+    """
+
+    def __init__(
+        self, rank: int, step: int, last_step: int, path: str | Path | None, progress: bool
+    ):
+        self._file = _reopen(Path(path), step) if path is not None and rank == 0 else None
+        self._bar = tqdm(
+            total=last_step, initial=step, unit="step", disable=not progress or rank != 0
+        )
+        self._time = time.perf_counter()
+
+    def step(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        """Report a step: its number, its mean loss and the samples of its global batches."""
+        now = time.perf_counter()
+        rate = samples / (now - self._time)
+        self._time = now
+        self._bar.set_postfix(loss=f"{loss:.4f}", samples_per_s=f"{rate:.0f}", refresh=False)
+        self._bar.update()
+        if self._file is not None:
+            record = {"step": step, "epoch": epoch, "loss": loss, "samples_per_s": rate}
+            self._file.write(json.dumps(record) + "\n")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _reopen(path: Path, step: int) -> Any:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(f"metrics={str(path)!r} holds no metrics: name another file") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w", buffering=1)
+    file.writelines(kept)
+    return file

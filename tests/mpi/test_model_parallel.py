@@ -1,0 +1,199 @@
+"""Model parallelism gives the gradients and weights of one process on the same global batch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import pycomm
+from pycomm.errors import ArgumentError, MismatchError, UnsupportedError
+from tests.training import CLASSES, PAD, adamw, dense, named, samples, sgd
+from tests.training import one_thread as one_thread
+
+
+def mine(comm, x, t):
+    """Return only what this rank needs of a batch."""
+    return x if comm.rank == 0 else None, t if comm.rank == comm.size - 1 else None
+
+
+@pytest.mark.parametrize("microbatches", [1, 3, 4])
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
+def test_gradients_are_those_of_one_process(comm, microbatches: int, clip_norm) -> None:
+    x, t = samples(10, 1)
+    trainer = pycomm.ModelParallelTrainer(
+        dense(comm.rank), sgd, cross_entropy, comm, microbatches, clip_norm=clip_norm
+    )
+    loss = trainer.step(*mine(comm, x, t))
+    reference = dense(0)
+    whole = cross_entropy(reference(x), t)
+    whole.backward()
+    if clip_norm is not None:
+        assert torch.nn.utils.clip_grad_norm_(reference.parameters(), clip_norm) > clip_norm
+    gradients = named(comm, trainer.module, gradients=True)
+    expected = named(comm, reference, gradients=True)
+    assert list(gradients) == list(expected)
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-12 * norm, name
+    assert abs(loss - whole.item()) <= 1e-14
+    assert len(set(comm.all_gather_object(loss))) == 1
+
+
+@pytest.mark.parametrize("microbatches", [1, 3, 4])
+@pytest.mark.parametrize(("optimizer", "bound"), [(sgd, 1e-12), (adamw, 1e-9)])
+def test_weights_after_ten_steps(comm, microbatches: int, optimizer, bound: float) -> None:
+    trainer = pycomm.ModelParallelTrainer(dense(0), optimizer, cross_entropy, comm, microbatches)
+    reference = dense(0)
+    single = optimizer(list(reference.named_parameters()))
+    for k, size in enumerate([8, 7, 1, 2, 12, 5, 9, 3, 4, 10]):
+        x, t = samples(size, k)
+        loss = trainer.step(x, t)
+        single.zero_grad()
+        whole = cross_entropy(reference(x), t)
+        whole.backward()
+        single.step()
+        assert abs(loss - whole.item()) <= 1e-9
+    weights = named(comm, trainer.module)
+    for name, p in reference.named_parameters():
+        assert (weights[name] - p).abs().max() <= bound * p.abs().max(), name
+
+
+def test_tokens_in_and_weights_of_microbatches(comm) -> None:
+    torch.manual_seed(comm.rank)
+    layers = [
+        nn.Embedding(11, 6),
+        nn.Flatten(0, 0),
+        nn.Linear(6, 6),
+        nn.Identity(),
+        nn.Linear(6, CLASSES),
+    ]
+    whole = nn.Sequential(*layers).double()
+    x = torch.randint(0, 11, (7, 5), generator=torch.Generator().manual_seed(1))
+    t = torch.randint(0, CLASSES, (7, 5), generator=torch.Generator().manual_seed(2))
+    t[0] = PAD  # the first of seven microbatches has nothing to learn from
+
+    def unpadded_loss(output, targets):
+        return cross_entropy(output.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+
+    trainer = pycomm.ModelParallelTrainer(
+        layers, sgd, unpadded_loss, comm, 7, weight=lambda t: (t != PAD).sum()
+    )
+    whole = comm.broadcast_object(copy.deepcopy(whole), 0)
+    loss = trainer.step(x, t)
+    expected = unpadded_loss(whole(x), t)
+    expected.backward()
+    assert abs(loss - expected.item()) < 1e-13
+    gradients = named(comm, trainer.module, gradients=True)
+    for name, p in whole.named_parameters():
+        assert (gradients[name] - p.grad).norm() <= 1e-12 * p.grad.norm()
+
+
+def test_frozen_layers_and_a_gradient_nobody_needs(comm) -> None:
+    model = dense(0)
+    for layer in model[:3]:
+        layer.requires_grad_(False)
+    x, t = samples(6, 3)
+    trainer = pycomm.ModelParallelTrainer(model, sgd, cross_entropy, comm, 2, balance=[1] * 7)
+    trainer.step(x, t)
+    reference = dense(0)
+    cross_entropy(reference(x), t).backward()
+    gradients = named(comm, trainer.module, gradients=True)
+    for name, p in reference.named_parameters():
+        if int(name[0]) < 3:
+            assert gradients[name] is None
+        else:
+            assert (gradients[name] - p.grad).norm() <= 1e-12 * p.grad.norm()
+
+
+def test_parts_without_parameters(comm) -> None:
+    layers = [nn.Tanh() for _ in range(comm.size)]
+    model = nn.Sequential(nn.Linear(6, CLASSES).double(), *layers)
+    trainer = pycomm.ModelParallelTrainer(model, sgd, cross_entropy, comm, 2)
+    assert (trainer.optimizer is None) == (comm.rank > 0)
+    before = trainer.step(*samples(6, 3))
+    assert trainer.step(*samples(6, 3)) < before
+
+
+def test_more_ranks_than_layers(comm) -> None:
+    layers = [nn.Linear(2, 2) for _ in range(comm.size - 1)]
+    match = f"{comm.size - 1} layers cannot be split into {comm.size} parts: use between 1 and"
+    with pytest.raises(ArgumentError, match=match):
+        pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"microbatches": 0}, "microbatches=0 must be an integer"),
+        ({"schedule": "zigzag"}, "schedule='zigzag' does not exist"),
+        ({"balance": [1, 2]}, "each of the 7 layers a cost"),
+        ({"clip_norm": -1.0}, r"clip_norm=-1.0 must be positive"),
+    ],
+)
+def test_bad_arguments(comm, arguments, match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, **arguments)
+
+
+def test_arguments_that_differ(comm) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank cannot differ")
+    with pytest.raises(MismatchError, match="microbatches, schedule or balance differ"):
+        pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, 1 + comm.rank)
+
+
+def test_batches_that_do_not_fit(comm) -> None:
+    trainer = pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, 2)
+    x, t = samples(4, 0)
+    match = f"rank 0 got inputs with {{}} samples, rank {comm.size - 1} targets with {{}} "
+    for inputs, targets, numbers in ((None, t, (0, 4)), (x, t[:3], (4, 3)), (x[:0], t[:0], (0, 0))):
+        with pytest.raises(ArgumentError, match=match.format(*numbers)):
+            trainer.step(inputs, targets)
+    before = trainer.step(x, t)
+    assert trainer.step(x, t) < before
+
+
+def test_weights_that_cannot_be(comm) -> None:
+    x, t = samples(4, 0)
+    for value in (0.0, -1.0, float("nan")):
+        trainer = pycomm.ModelParallelTrainer(
+            dense(0), sgd, cross_entropy, comm, 2, weight=lambda t, value=value: value
+        )
+        with pytest.raises(ArgumentError, match="weights of a batch of 4 samples add up to"):
+            trainer.step(x, t)
+
+
+def test_a_parameter_in_two_parts(comm) -> None:
+    if comm.size == 1:
+        pytest.skip("there is only one part")
+    tied = nn.Linear(6, 6)
+    layers = [tied, *(nn.Linear(6, 6) for _ in range(comm.size - 1)), tied]
+    with pytest.raises(ArgumentError, match=r"parameter '.*weight' of part .* shared with part 0"):
+        pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm)
+
+
+def test_a_part_that_returns_no_tensor(comm) -> None:
+    if comm.size != 2:
+        pytest.skip("for two ranks")
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Join(nn.Module):
+        def forward(self, pair):
+            return pair[0] + pair[1]
+
+    layers = [nn.Linear(6, CLASSES).double(), Pair(), Join()]
+    split = comm.split(comm.rank)
+    pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, split, 2).step(*samples(4, 0))
+    split.close()
+    trainer = pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm, 2, balance=[1, 1, 2])
+    if comm.rank == 0:
+        with pytest.raises(UnsupportedError, match="stage 0 returned a tuple, but one tensor"):
+            trainer._stage.run(trainer._schedule(2, 1)[0], [samples(4, 0)[0]])
+    comm.barrier()

@@ -1,0 +1,117 @@
+"""train.py as a user runs it: what it reaches, writes and says, also when it is told wrongly."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import REPO, mpirun, run_group
+
+RANKS = re.compile(r"^│\s+(\d+) │", re.MULTILINE)
+
+
+def alone(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py in one process without mpirun."""
+    return run_group([sys.executable, "train.py", *args], timeout=120)
+
+
+def losses(file: Path) -> dict[int, float]:
+    """Return the loss by step of a metrics file."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records}
+
+
+def assert_usage_error(result: subprocess.CompletedProcess[str], message: str) -> None:
+    """Check that the message came once, without a traceback, with a code that is not 0."""
+    # Every rank exits with 2; MPICH's launcher may kill the last ones first, and return 9 then.
+    assert result.returncode == 2 or (result.returncode == 9 and "mpirun" in result.args[0])
+    assert result.stderr.count("Error: ") == 1
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.mpirun
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "data"), (3, "model")])
+def test_the_defaults_read_the_digits(ranks, parallel):
+    result = mpirun(ranks, "train.py", "--parallel", parallel, timeout=120)
+    assert result.returncode == 0, result.stderr
+    reached = re.search(r"test accuracy ([\d.]+)% of 359 samples", result.stdout)
+    assert float(reached[1]) >= 97
+    assert RANKS.findall(result.stdout) == [str(rank) for rank in range(ranks)]
+    assert "276/276" in result.stderr
+
+
+@pytest.mark.mpirun
+@pytest.mark.parametrize("parallel", ["data", "model"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, parallel):
+    def run(name, steps):
+        options = f"--parallel {parallel} --model mlp --batch-size 500 --steps {steps}".split()
+        files = ["--checkpoint", tmp_path / name, "--metrics", tmp_path / f"{name}.jsonl"]
+        result = mpirun(2, "train.py", *options, *files)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()[-1]
+
+    whole = run("whole", steps=8)
+    run("halves", steps=4)
+    assert run("halves", steps=8) == whole
+    assert list(losses(tmp_path / "whole.jsonl")) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert losses(tmp_path / "halves.jsonl") == losses(tmp_path / "whole.jsonl")
+
+
+def test_metrics_tell_step_loss_and_speed(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    result = alone("--model", "mlp", "--epochs", "2", "--accumulate", "4", "--metrics", str(file))
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 13))  # 23 batches an epoch
+    assert all(record["samples_per_s"] > 0 for record in records)
+    assert records[0]["loss"] == pytest.approx(2.3, abs=0.1)  # ln 10: it knows nothing
+    assert records[-1]["loss"] < 2.2
+
+
+def test_a_folder_of_text_is_judged_by_its_bigram_entropy(tmp_path):
+    (tmp_path / "song.txt").write_text("row, row, row your boat\n" * 400)
+    result = alone("--data", str(tmp_path), "--steps", "5", "--batch-size", "8")
+    assert result.returncode == 0, result.stderr
+    assert re.search(
+        r"held-out loss \d\.\d{4} nats .* bigram entropy of the text 0\.", result.stdout
+    )
+
+
+@pytest.mark.mpirun
+def test_unknown_files_end_all_ranks():
+    result = mpirun(2, "train.py", "--data", "nowhere.npz")
+    assert_usage_error(result, r"'nowhere\.npz' is neither digits or text nor an existing file")
+
+
+@pytest.mark.mpirun
+def test_more_parts_than_layers_end_all_ranks():
+    result = mpirun(5, "train.py", "--parallel", "model", "--model", "mlp", timeout=120)
+    assert_usage_error(result, r"4 layers cannot be split into 5 parts")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--batch-size 0", r"'--batch-size': 0 is not in the range x>=1"),
+        ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
+        ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
+        ("--microbatches 2", r"--microbatches is for --parallel model"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(options, message):
+    assert_usage_error(alone(*options.split()), message)
+
+
+@pytest.mark.mpirun
+def test_the_example_of_the_readme_runs():
+    code = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
+    check = """
+weights = comm.all_gather_object([p.detach() for p in model.parameters()])
+assert x.eq(0.5).all() and all(map(torch.equal, *weights)), (x, weights)
+"""
+    result = mpirun(2, "-c", code + check)
+    assert result.returncode == 0, result.stderr
