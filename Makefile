@@ -42,12 +42,16 @@ OR_NONE := $(if $(ARGS),|| [ $$? -eq 5 ])
 test-one: setup ## those with one process, which may launch others; MARK=mpirun: only these
 	$(PYTEST) --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
 
-test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST
+test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 without shared memory
 	@set -e; for ranks in $(RANKS_LIST); do \
 	    echo "tests/mpi on $$ranks ranks, $(MPI)"; \
 	    timeout -k 10 900 $(MPIRUN) -np $$ranks $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE); \
 	done
+	@echo "tests/mpi on 3 ranks, $(MPI) alone, long messages cut"
+	@PYCOMM_SHARED_MEMORY=0 PYCOMM_ORDER=rank PYCOMM_MAX_MESSAGE_BYTES=100003 \
+	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
+	        tests/mpi $(ARGS) $(OR_NONE)
 
 lint: pycomm/_native.pyi ## every check of style, types, layers and docstrings
 	$(BIN)/ruff check

@@ -76,8 +76,10 @@ class Dispatcher:
             return self._run(job, chosen, out)
 
     def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
-        """Choose the algorithm for a call, with the environment's wishes where it has none."""
-        return choose(kind, self.transport, nbytes, name, order or self._world.config.order or None)
+        """Choose the algorithm for a call, with the environment's order where it names nothing."""
+        if name is None and order is None:
+            order = self._world.config.order or None
+        return choose(kind, self.transport, nbytes, name, order)
 
     def check(self) -> None:
         """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from pycomm.errors import CommError, MismatchError
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
+
+
+T = TypeVar("T")
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -44,6 +47,17 @@ def raise_together(comm: Communicator, error: CommError | None) -> None:
     for rank, failure in enumerate(comm.all_gather_object(error)):
         if failure is not None:
             raise type(failure)(f"rank {rank}: {failure}") from error
+
+
+def on_every_rank(comm: Communicator, action: Callable[[], T]) -> T:
+    """Return what `action` returns here; if it raises a CommError on any rank, raise on all."""
+    result, error = None, None
+    try:
+        result = action()
+    except CommError as caught:
+        error = caught
+    raise_together(comm, error)
+    return cast(T, result)
 
 
 def check_same_model(module: nn.Module, comm: Communicator) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import check_equal, raise_together
+from pycomm.parallel.replicate import check_equal, on_every_rank, raise_together
 from pycomm.trainers import batches, loop
-from pycomm.trainers.checkpoint import Checkpoint, exists, save
+from pycomm.trainers.checkpoint import Checkpoint, check_writable, exists, save
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
 from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
 from pycomm.trainers.progress import BatchLoss, Progress
@@ -169,7 +169,14 @@ class Trainer(ABC):
         if plan.done(now.epoch, now.step):
             _logger.warning("rank %d: nothing to do in fit, %s is reached", self.comm.rank, now)
         last_step = plan.last_step(now.epoch, now.batch, now.step)
-        with Log(self.comm.rank, now.step, last_step, metrics, progress) as log:
+        rank = self.comm.rank
+
+        def open_log() -> Log:
+            if checkpoint is not None and rank == 0:
+                check_writable(checkpoint)
+            return Log(rank, now.step, last_step, metrics, progress)
+
+        with on_every_rank(self.comm, open_log) as log:
             loop.run(self, dataset, plan, checkpoint, log)
         return now.loss
 

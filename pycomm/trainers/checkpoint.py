@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -86,6 +87,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def exists(directory: str | Path) -> bool:
     """Say whether `directory` holds a complete checkpoint."""
     return (Path(directory) / "latest").is_file()
+
+
+def check_writable(directory: str | Path) -> None:
+    """Make the folder of checkpoints if need be; long before the first one is written.
+
+    Raises:
+        ArgumentError: it cannot be written to.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise ArgumentError(f"checkpoint={str(directory)!r} cannot be written: {error}") from error
 
 
 class Checkpoint:

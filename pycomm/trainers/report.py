@@ -116,12 +116,16 @@ class Log:
 
 
 def _reopen(path: Path, step: int) -> Any:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        if not all(line.startswith('{"step"') for line in lines):
+            raise ValueError(lines[0])
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", buffering=1)
+    except OSError as error:
+        raise ArgumentError(f"metrics={str(path)!r} cannot be written: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(f"metrics={str(path)!r} holds no metrics: name another file") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w", buffering=1)
     file.writelines(kept)
     return file

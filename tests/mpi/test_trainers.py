@@ -256,3 +256,17 @@ def test_a_checkpoint_from_another_number_of_ranks(comm, tmp_path) -> None:
         assert torch.equal(state["exp_avg"], moments)
         assert float(state["step"]) == 3
     alone.close()
+
+
+def test_files_that_cannot_be_written_are_said_on_all_ranks_before_training(comm, tmp_path) -> None:
+    folder = shared_folder(comm, tmp_path)
+    file = folder / "file"
+    if comm.rank == 0:
+        file.write_text("not metrics")
+    comm.barrier()
+    data = TensorDataset(*images(8, 1))
+    trainer = pycomm.DataParallelTrainer(conv(0), sgd, cross_entropy, comm)
+    for wrong in ({"metrics": file}, {"metrics": file / "x"}, {"checkpoint": file / "x"}):
+        with pytest.raises(ArgumentError, match=f"rank 0: {next(iter(wrong))}="):
+            trainer.fit(data, steps=1, batch_size=4, progress=False, **wrong)
+    assert trainer.progress.step == 0
