@@ -1,56 +1,11 @@
 // The extension pycomm._native: checks arguments, then hands plain pointers on.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "bindings.h"
 
-#include <stdexcept>
-#include <utility>
-
-#include "cpu/reduce.h"
 #include "exit.h"
-#include "shm/board.h"
-#include "shm/direct.h"
 #include "shm/slab.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
-using namespace pycomm;
-
+namespace pycomm {
 namespace {
-
-// Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
-// for signals such as Ctrl-C now and then.
-class GilIdle : public shm::Idle {
- public:
-  ~GilIdle() override {
-    if (saved_) PyEval_RestoreThread(saved_);
-  }
-  void park() override {
-    if (!saved_) saved_ = PyEval_SaveThread();
-  }
-  void poll() override {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
-    if (PyErr_CheckSignals()) throw nb::python_error();
-    park();
-  }
-
- private:
-  PyThreadState* saved_ = nullptr;
-};
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-cpu::Reduction reduction(int dtype, int op, double factor, int inputs) {
-  if (dtype < 0 || dtype > 16 || op < 0 || op > 8)
-    throw std::invalid_argument("dtype or op code out of range");
-  cpu::Reduction r{dtype, op, factor, inputs};
-  if (!cpu::loops(r).widen)
-    throw std::invalid_argument("the operation does not exist on the dtype");
-  return r;
-}
 
 // The address of a contiguous buffer; nothing keeps the object alive but the caller.
 uintptr_t address(nb::handle array) {
@@ -81,12 +36,6 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
 
 PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
                                      {0, nullptr}};
-
-std::vector<size_t> checked(const std::vector<size_t>& offsets, int size) {
-  if (offsets.size() != size_t(size) + 1)
-    throw std::invalid_argument("offsets need size + 1 entries");
-  return offsets;
-}
 
 void bind_kernels(nb::module_& m) {
   m.def("address", &address, "array"_a);
@@ -128,92 +77,11 @@ void bind_memory(nb::module_& m) {
   m.def("symmetric_bytes", [] { return shm::Slabs::instance().bytes_in_use(); });
 }
 
-void bind_board(nb::module_& m) {
-  using shm::Board;
-  nb::class_<Board>(m, "Board")
-      .def_static(
-          "create",
-          [](int rank, int size, bool crowded, double timeout) {
-            return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded,
-                             timeout);
-          },
-          nb::rv_policy::take_ownership)
-      .def_static(
-          "open",
-          [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout) {
-            return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout);
-          },
-          nb::rv_policy::take_ownership)
-      .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })
-      .def_prop_ro("nonce", [](Board& b) { return b.segment().nonce(); })
-      .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
-      .def("close_descriptor", &Board::close_descriptor)
-      .def("depart", &Board::depart)
-      .def("has_departed", &Board::has_departed, "rank"_a)
-      .def("exchange_notes",
-           [](Board& b, const std::string& mine) {
-             GilIdle idle;
-             return b.exchange_notes(mine, idle);
-           })
-      .def("barrier",
-           [](Board& b, uint64_t fingerprint) {
-             GilIdle idle;
-             shm::barrier(b, fingerprint, idle);
-           })
-      .def("all_reduce",
-           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, int op,
-              double factor) {
-             const auto r = reduction(dtype, op, factor, b.size());
-             GilIdle idle;
-             shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
-           })
-      .def("broadcast",
-           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t bytes, int root) {
-             if (root < 0 || root >= b.size()) throw std::invalid_argument("root out of range");
-             GilIdle idle;
-             shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
-           })
-      .def("all_gather",
-           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
-              const std::vector<size_t>& offsets) {
-             const auto o = checked(offsets, b.size());
-             GilIdle idle;
-             shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
-           })
-      .def("reduce_scatter",
-           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
-              const std::vector<size_t>& offsets, int dtype, int op, double factor) {
-             const auto o = checked(offsets, b.size());
-             const auto r = reduction(dtype, op, factor, b.size());
-             GilIdle idle;
-             shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
-           });
-}
-
-// C++ failures as exceptions of this module, with the rank that they are about as the argument.
-void bind_failures(nb::module_& m) {
-  static PyObject* mismatch = PyErr_NewException("pycomm._native.Mismatch", nullptr, nullptr);
-  static PyObject* stalled = PyErr_NewException("pycomm._native.Stalled", nullptr, nullptr);
-  static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
-  m.attr("Mismatch") = nb::handle(mismatch);
-  m.attr("Stalled") = nb::handle(stalled);
-  m.attr("Departed") = nb::handle(departed);
-  nb::register_exception_translator([](const std::exception_ptr& p, void*) {
-    try {
-      std::rethrow_exception(p);
-    } catch (const shm::Mismatch&) {
-      PyErr_SetNone(mismatch);
-    } catch (const shm::Stalled& e) {
-      PyErr_SetObject(stalled, nb::int_(e.rank).ptr());
-    } catch (const shm::Departed& e) {
-      PyErr_SetObject(departed, nb::int_(e.rank).ptr());
-    }
-  });
-}
-
 }  // namespace
+}  // namespace pycomm
 
 NB_MODULE(_native, m) {
+  using namespace pycomm;
   m.doc() = "Moves and reduces bytes: kernels for the CPU, and collectives over shared memory.";
   nb::set_leak_warnings(false);
   bind_failures(m);

@@ -1,0 +1,63 @@
+// What the files of bindings share: the only ones that know Python objects.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cpu/reduce.h"
+#include "shm/board.h"
+
+namespace pycomm {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+void bind_failures(nb::module_&);
+void bind_board(nb::module_&);
+
+// Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
+// for signals such as Ctrl-C now and then.
+class GilIdle : public shm::Idle {
+ public:
+  ~GilIdle() override {
+    if (saved_) PyEval_RestoreThread(saved_);
+  }
+  void park() override {
+    if (!saved_) saved_ = PyEval_SaveThread();
+  }
+  void poll() override {
+    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    if (PyErr_CheckSignals()) throw nb::python_error();
+    park();
+  }
+
+ private:
+  PyThreadState* saved_ = nullptr;
+};
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline cpu::Reduction reduction(int dtype, int op, double factor, int inputs) {
+  if (dtype < 0 || dtype > 16 || op < 0 || op > 8)
+    throw std::invalid_argument("dtype or op code out of range");
+  cpu::Reduction r{dtype, op, factor, inputs};
+  if (!cpu::loops(r).widen)
+    throw std::invalid_argument("the operation does not exist on the dtype");
+  return r;
+}
+
+inline const std::vector<size_t>& checked(const std::vector<size_t>& offsets, int size) {
+  if (offsets.size() != size_t(size) + 1)
+    throw std::invalid_argument("offsets need size + 1 entries");
+  return offsets;
+}
+
+}  // namespace pycomm

@@ -1,0 +1,90 @@
+// The board of a communicator and its collectives, for Python.
+#include "bindings.h"
+#include "shm/direct.h"
+
+namespace pycomm {
+
+void bind_board(nb::module_& m) {
+  using shm::Board;
+  nb::class_<Board>(m, "Board")
+      .def_static(
+          "create",
+          [](int rank, int size, bool crowded, double timeout) {
+            return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded,
+                             timeout);
+          },
+          nb::rv_policy::take_ownership)
+      .def_static(
+          "open",
+          [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout) {
+            return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout);
+          },
+          nb::rv_policy::take_ownership)
+      .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })
+      .def_prop_ro("nonce", [](Board& b) { return b.segment().nonce(); })
+      .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
+      .def("close_descriptor", &Board::close_descriptor)
+      .def("depart", &Board::depart)
+      .def("has_departed", &Board::has_departed, "rank"_a)
+      .def("exchange_notes",
+           [](Board& b, const std::string& mine) {
+             GilIdle idle;
+             return b.exchange_notes(mine, idle);
+           })
+      .def("barrier",
+           [](Board& b, uint64_t fingerprint) {
+             GilIdle idle;
+             shm::barrier(b, fingerprint, idle);
+           })
+      .def("all_reduce",
+           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, int op,
+              double factor) {
+             const auto r = reduction(dtype, op, factor, b.size());
+             GilIdle idle;
+             shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
+           })
+      .def("broadcast",
+           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t bytes, int root) {
+             if (root < 0 || root >= b.size()) throw std::invalid_argument("root out of range");
+             GilIdle idle;
+             shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
+           })
+      .def("all_gather",
+           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
+              const std::vector<size_t>& offsets) {
+             const auto& o = checked(offsets, b.size());
+             GilIdle idle;
+             shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
+           })
+      .def("reduce_scatter",
+           [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
+              const std::vector<size_t>& offsets, int dtype, int op, double factor) {
+             const auto& o = checked(offsets, b.size());
+             const auto r = reduction(dtype, op, factor, b.size());
+             GilIdle idle;
+             shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
+           });
+}
+
+// C++ failures as exceptions of this module, with the rank that they are about as the argument.
+void bind_failures(nb::module_& m) {
+  static PyObject* mismatch = PyErr_NewException("pycomm._native.Mismatch", nullptr, nullptr);
+  static PyObject* stalled = PyErr_NewException("pycomm._native.Stalled", nullptr, nullptr);
+  static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
+  m.attr("Mismatch") = nb::handle(mismatch);
+  m.attr("Stalled") = nb::handle(stalled);
+  m.attr("Departed") = nb::handle(departed);
+  nb::register_exception_translator([](const std::exception_ptr& p, void*) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const shm::Mismatch&) {
+      PyErr_SetNone(mismatch);
+    } catch (const shm::Stalled& e) {
+      PyErr_SetObject(stalled, nb::int_(e.rank).ptr());
+    } catch (const shm::Departed& e) {
+      PyErr_SetObject(departed, nb::int_(e.rank).ptr());
+    }
+  });
+}
+
+}  // namespace pycomm
