@@ -6,7 +6,8 @@ namespace pycomm {
 
 void bind_board(nb::module_& m) {
   using shm::Board;
-  nb::class_<Board>(m, "Board")
+  nb::class_<Board> board(m, "Board");
+  board
       .def_static(
           "create",
           [](int rank, int size, bool crowded, double timeout) {
@@ -64,21 +65,26 @@ void bind_board(nb::module_& m) {
              GilIdle idle;
              shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
            });
+  bind_quick(m, board);
 }
 
 // C++ failures as exceptions of this module, with the rank that they are about as the argument.
 void bind_failures(nb::module_& m) {
   static PyObject* mismatch = PyErr_NewException("pycomm._native.Mismatch", nullptr, nullptr);
   static PyObject* stalled = PyErr_NewException("pycomm._native.Stalled", nullptr, nullptr);
+  static PyObject* interrupted = PyErr_NewException("pycomm._native.Interrupted", nullptr, nullptr);
   static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
   m.attr("Mismatch") = nb::handle(mismatch);
   m.attr("Stalled") = nb::handle(stalled);
+  m.attr("Interrupted") = nb::handle(interrupted);
   m.attr("Departed") = nb::handle(departed);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
     } catch (const shm::Mismatch&) {
       PyErr_SetNone(mismatch);
+    } catch (const shm::Interrupted&) {
+      PyErr_SetNone(interrupted);
     } catch (const shm::Stalled& e) {
       PyErr_SetObject(stalled, nb::int_(e.rank).ptr());
     } catch (const shm::Departed& e) {

@@ -21,7 +21,7 @@ from pycomm.shapes import gathered, scattered
 from pycomm.transport.job import Job
 from pycomm.transport.mailbox import ANY
 from pycomm.transport.mpi import MpiWire, import_mpi
-from pycomm.transport.shm import SharedMemory, host_identity
+from pycomm.transport.shm import NeverQuick, SharedMemory, host_identity
 from pycomm.transport.wire import Patience, WireTransport
 from pycomm.types import DTYPES, ReduceOp, resolve_op
 from pycomm.work import Transfer, Work
@@ -39,7 +39,6 @@ class Communicator:
     Attributes:
         rank: this process's number, 0…size−1.
         size: how many ranks there are.
-        stats: what communication cost this rank so far.
     """
 
     def __init__(self, world: World, ranks: Sequence[int], context: int):
@@ -49,14 +48,16 @@ class Communicator:
         self._context = context
         self._local: Communicator | None = None
         self._memory: SharedMemory | None = None
-        self.stats = Stats()
-        self._patience = Patience(world.timeout, self.stats, self._has_left)
+        self._stats = Stats()
+        self._patience = Patience(world.timeout, self._stats, self._has_left)
         messages = WireTransport(world.wire, self._ranks, world.tag(context), self._patience)
         self.rank, self.size = messages.rank, messages.size
         self._collectives = Dispatcher(
-            world, messages, CpuKernels(), self.stats, f"pycomm-{context}"
+            world, messages, CpuKernels(), self._stats, f"pycomm-{context}"
         )
         self._share_memory(messages)
+        traced = world.trace is not None
+        self._quick = NeverQuick() if traced or not self._memory else self._memory.quick
         guard.watch(self)
 
     def _share_memory(self, messages: WireTransport) -> None:
@@ -66,7 +67,7 @@ class Communicator:
             world.hosts = self.all_gather_object(host_identity() if shared else self.rank)
         if len({world.hosts[r] for r in self._ranks}) == 1:
             self._memory = SharedMemory.connect(
-                messages, self.all_gather_object, world.crowded(), world.timeout, self.stats
+                messages, self.all_gather_object, world.crowded(), world.timeout, self._stats
             )
             self._collectives.transport = self._memory or messages
 
@@ -108,6 +109,9 @@ class Communicator:
             MismatchError: ranks disagree on the call; nothing was changed.
             ArgumentError, UnsupportedError: the arguments cannot be used.
         """
+        simple = not async_op and algorithm is None and order is None
+        if simple and self._quick.quick_all_reduce(x, op):
+            return x
         target = view(x, result=True)
         job = Job("all_reduce", target.dtype, target, target, op=resolve_op(op, target.dtype))
         return self._collectives.start(job, x, async_op, algorithm, order)
@@ -116,6 +120,8 @@ class Communicator:
         self, x: Any, root: int = 0, *, async_op: bool = False, algorithm: str | None = None
     ) -> Any:
         """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
+        if not async_op and algorithm is None and self._quick.quick_broadcast(x, root):
+            return x
         target = view(x, result=self.rank != root)
         job = Job("broadcast", target.dtype, output=target, root=self._checked_rank(root, "root"))
         return self._collectives.start(job, x, async_op, algorithm)
@@ -140,6 +146,10 @@ class Communicator:
         Returns:
             (size, *x.shape) in rank order; with `counts`, (sum(counts), *x.shape[1:]).
         """
+        simple = out is not None and counts is None and not async_op and algorithm is None
+        simple = simple and tuple(out.shape) == (self.size, *x.shape)
+        if simple and self._quick.quick_all_gather(x, out):
+            return out
         source = view(x)
         shape, elements = gathered(tuple(x.shape), self.rank, self.size, counts)
         target = self._output(out, shape, source, is_tensor(x))
@@ -168,6 +178,10 @@ class Communicator:
         Returns:
             (k, …), or (counts[rank], …): rank r has the r-th rows.
         """
+        simple = out is not None and counts is None and not async_op and algorithm is None
+        simple = simple and order is None and tuple(x.shape[1:]) == tuple(out.shape[1:])
+        if simple and self._quick.quick_reduce_scatter(x, op, out):
+            return out
         source = view(x)
         shape, elements = scattered(tuple(x.shape), self.rank, self.size, counts)
         target = self._output(out, shape, source, is_tensor(x))
@@ -177,6 +191,8 @@ class Communicator:
 
     def barrier(self, *, async_op: bool = False) -> Any:
         """Return when every rank has called it."""
+        if not async_op and self._quick.quick_barrier():
+            return None
         return self._collectives.start(Job("barrier", DTYPES["uint8"]), None, async_op)
 
     def broadcast_object(self, o: Any, root: int = 0) -> Any:
@@ -197,7 +213,7 @@ class Communicator:
 
     def send(self, x: Any, dst: int, tag: int = 0) -> None:
         """Send an array to rank `dst`; returns when `x` may be reused."""
-        with self.stats.timed():
+        with self._stats.timed():
             self.isend(x, dst, tag).wait()
 
     def recv(self, src: int, tag: int = 0, out: Any = None) -> Any:
@@ -209,14 +225,14 @@ class Communicator:
         Raises:
             MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
         """
-        with self.stats.timed():
+        with self._stats.timed():
             return self.irecv(src, tag, out).wait()
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
         self._collectives.check()
         peer, source = self._ranks[self._checked_rank(dst, "dst")], view(x)
-        self.stats.bytes_sent += source.nbytes
+        self._stats.bytes_sent += source.nbytes
         mailbox = self._world.mailbox
         sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
@@ -289,7 +305,7 @@ class Communicator:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         self._collectives.close()
         self.depart()
-        self._memory = None
+        self._memory, self._quick = None, NeverQuick()
         self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:
@@ -300,6 +316,11 @@ class Communicator:
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
         self._world.wire.abort(code)
+
+    @property
+    def stats(self) -> Stats:
+        """What communication cost this rank so far, as a copy."""
+        return self._collectives.stats()
 
     @property
     def timeout(self) -> float:

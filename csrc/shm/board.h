@@ -6,8 +6,10 @@
 // its peers publish when they are done with k: so nobody can still be reading what k+2 overwrites.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
@@ -27,12 +29,16 @@ struct Idle {
   virtual void poll() {}  // every few milliseconds; may throw
 };
 
-struct Mismatch {};
-struct Stalled {
+// Why an operation could not be done; all leave the board unusable.
+struct Failure {};
+struct Mismatch : Failure {};
+struct Stalled : Failure {
+  explicit Stalled(int rank) : rank(rank) {}
   int rank;
-  uint64_t sequence;
 };
-struct Departed {
+struct Interrupted : Failure {};  // by a signal, in mid-operation
+struct Departed : Failure {
+  explicit Departed(int rank) : rank(rank) {}
   int rank;
 };
 
@@ -72,12 +78,22 @@ class Board {
   void close_descriptor() { segment_.close_descriptor(); }
   uint64_t waited_ns() const { return waited_ns_; }
 
+  // What was done the quick way, which Python's own counters do not see.
+  enum Kind { kBarrier, kAllReduce, kBroadcast, kAllGather, kReduceScatter, kKinds };
+  struct Count {
+    uint64_t operations = 0, bytes = 0, busy_ns = 0, waited_ns = 0;
+  };
+  Count& counted(size_t kind) { return counts_[kind]; }
+  bool quick = true;
+
   // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
-  // waits for all, and throws Mismatch if fingerprints differ.
+  // waits for all, and throws Mismatch if fingerprints differ. After a Failure it throws that
+  // again.
   Path open(uint64_t fingerprint, const void* data, size_t bytes, Idle&);
 
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
+  const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
 
   // Returns when all ranks have called it as often as this one.
   void barrier(Idle&);
@@ -112,6 +128,8 @@ class Board {
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
   void offer(const void* data, size_t bytes);
+  template <class Failed>
+  [[noreturn]] void fail(Failed);
   Path agree();
   void await(Counter&, uint64_t target, int peer, Idle&);
   void await_long(Counter&, uint64_t target, int peer, Idle&);
@@ -120,6 +138,9 @@ class Board {
   int rank_, size_, spins_;
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
+  Count counts_[kKinds];
+  std::exception_ptr failure_;
+  std::vector<char*> sources_;
   Line* lines_;
   Phase* phases_;
   Presence* presence_;

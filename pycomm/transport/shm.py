@@ -12,7 +12,7 @@ import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board
-from pycomm.errors import CommTimeoutError, DepartedError, MismatchError
+from pycomm.errors import CommError, CommTimeoutError, DepartedError, MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
@@ -28,6 +28,13 @@ def host_identity() -> tuple[str, str, int]:
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
+
+
+class NeverQuick:
+    """Stands for a board where there is none: the long way does every call."""
+
+    def __getattr__(self, name: str) -> Callable[..., bool]:
+        return lambda *arguments: False
 
 
 class SharedMemory(Transport):
@@ -100,6 +107,8 @@ class SharedMemory(Transport):
             getattr(self, f"_{job.kind}")(job)
         except _native.Mismatch:
             raise MismatchError() from None
+        except _native.Interrupted:
+            raise CommError(f"rank {self.rank}: an earlier operation was interrupted") from None
         except _native.Stalled as error:
             late = f"rank {error.args[0]} did not come to {job.kind} within {self._timeout:g} s"
             raise CommTimeoutError(f"rank {self.rank}: {late}") from None
@@ -132,6 +141,11 @@ class SharedMemory(Transport):
     def exchange_notes(self, note: str) -> list[str]:
         """After a MismatchError: return every rank's note, "" for those that give none in 2 s."""
         return self._board.exchange_notes(note)
+
+    @property
+    def quick(self) -> Board:
+        """Its quick_… methods do simple calls without `run`, or return False."""
+        return self._board
 
     def has_left(self, rank: int) -> bool:
         """Say whether a rank has closed its communicator or exited."""
