@@ -16,12 +16,13 @@ from pycomm.dispatch import Dispatcher, returned
 from pycomm.errors import ArgumentError
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
+from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe.stats import Stats
 from pycomm.shapes import gathered, scattered
 from pycomm.transport.job import Job
 from pycomm.transport.mailbox import ANY
 from pycomm.transport.mpi import MpiWire, import_mpi
-from pycomm.transport.shm import NeverQuick, SharedMemory, host_identity
+from pycomm.transport.shm import NeverQuick, SharedMemory
 from pycomm.transport.wire import Patience, WireTransport
 from pycomm.types import DTYPES, ReduceOp, resolve_op
 from pycomm.work import Transfer, Work
@@ -49,7 +50,10 @@ class Communicator:
         self._local: Communicator | None = None
         self._memory: SharedMemory | None = None
         self._stats = Stats()
-        self._patience = Patience(world.timeout, self._stats, self._has_left)
+        self._peers = Peers(
+            lambda: world.neighbours, self._ranks, self._ranks.index(world.wire.rank)
+        )
+        self._patience = Patience(world.timeout, self._stats, self._peers)
         messages = WireTransport(world.wire, self._ranks, world.tag(context), self._patience)
         self.rank, self.size = messages.rank, messages.size
         self._collectives = Dispatcher(
@@ -62,14 +66,20 @@ class Communicator:
 
     def _share_memory(self, messages: WireTransport) -> None:
         world = self._world
-        if not world.hosts:
+        if world.neighbours is None:
             shared = world.config.shared_memory
-            world.hosts = self.all_gather_object(host_identity() if shared else self.rank)
-        if len({world.hosts[r] for r in self._ranks}) == 1:
-            self._memory = SharedMemory.connect(
-                messages, self.all_gather_object, world.crowded(), world.timeout, self._stats
-            )
-            self._collectives.transport = self._memory or messages
+            world.neighbours = Neighbours(self.rank, self.all_gather_object, shared)
+        known = world.neighbours
+        if len({known.hosts[r] for r in self._ranks}) > 1:
+            return
+        exchange, crowded = self.all_gather_object, known.crowded()
+        self._memory = SharedMemory.connect(
+            messages, exchange, crowded, world.timeout, self._stats, self._peers
+        )
+        if self._memory and known.waits:
+            self._memory.watch(known.waits, self._ranks)
+        self._peers.memory = self._memory
+        self._collectives.transport = self._memory or messages
 
     @classmethod
     def from_mpi(cls, mpi_comm: Any, timeout: float | None = None) -> Communicator:
@@ -252,7 +262,7 @@ class Communicator:
 
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
-        return Transfer(received.test, self._waiter(peer, what), finish)
+        return Transfer(received.test, self._waiter(peer, what, received.unmatched), finish)
 
     # ---- memory, groups, life
 
@@ -276,7 +286,8 @@ class Communicator:
     def local(self) -> Communicator:
         """The Communicator of the ranks on this host; the first use is collective."""
         if self._local is None:
-            hosts = [self._world.hosts[r] for r in self._ranks]
+            known = self._world.neighbours
+            hosts = [known.hosts[r] for r in self._ranks] if known else [0]
             alone = len(set(hosts)) == 1
             self._local = self if alone else self.split(hosts.index(hosts[self.rank]))
         return self._local
@@ -305,7 +316,8 @@ class Communicator:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         self._collectives.close()
         self.depart()
-        self._memory, self._quick = None, NeverQuick()
+        self._memory = self._peers.memory = None
+        self._quick = NeverQuick()
         self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:
@@ -337,14 +349,10 @@ class Communicator:
             raise ArgumentError(f"rank {self.rank}: {name}={rank} is not one of 0…{self.size - 1}")
         return rank
 
-    def _has_left(self, peer: int) -> bool:
-        if self._memory is None:
-            return False
-        others = [r for r in range(self.size) if r != self.rank]
-        return all(map(self._memory.has_left, others if peer == Patience.ANYONE else [peer]))
-
-    def _waiter(self, peer: int, what: str) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._patience.until(ready, peer, what, timeout)
+    def _waiter(
+        self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
+    ) -> Callable[[Callable[[], bool], float | None], None]:
+        return lambda ready, timeout: self._patience.until(ready, peer, what, timeout, only_peer)
 
     def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
         if out is None:

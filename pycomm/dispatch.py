@@ -48,7 +48,7 @@ class Dispatcher:
         self._world = world
         self._kernels = kernels
         self._stats = stats
-        self._engine = Engine(name)
+        self._engine = Engine(name, self._asynchronous)
         self._closed = False
         self._failure: BaseException | None = None
 
@@ -118,6 +118,11 @@ class Dispatcher:
             self._engine.close()
             self._closed = True
             del self.transport
+
+    def _asynchronous(self, more: int) -> None:
+        neighbours = self._world.neighbours
+        if neighbours is not None and neighbours.waits is not None:
+            neighbours.waits.asynchronous(more)
 
     def _allow_quick(self, allowed: bool) -> None:
         """Quick calls would overtake the engine."""

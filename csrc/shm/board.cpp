@@ -139,23 +139,37 @@ inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle
 // Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.
 void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) {
   const auto start = Clock::now();
-  for (int i = 0; !counter.reached(target); i++) {
-    if (i < 50) {
-      sched_yield();
-      continue;
-    }
-    if (i == 50) idle.park();
-    counter.sleep(target, 5000);
-    if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
-    if (seconds_since(start) > timeout_) fail(Stalled{peer});
+  for (int i = 0; i < 50 && !counter.reached(target); i++) sched_yield();
+  if (!counter.reached(target)) {
+    idle.park();
+    if (waits_) waits_->begin();
     try {
-      idle.poll();
+      while (!counter.reached(target)) {
+        counter.sleep(target, 5000);
+        check(counter, target, peer, seconds_since(start), idle);
+      }
     } catch (...) {
-      failure_ = std::make_exception_ptr(Interrupted{});
+      if (waits_) waits_->end();
       throw;
     }
+    if (waits_) waits_->end();
   }
   waited_ns_ += uint64_t(seconds_since(start) * 1e9);
+}
+
+// Whether there is any use in waiting on.
+void Board::check(const Counter& counter, uint64_t target, int peer, double waited_s, Idle& idle) {
+  if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
+  if (waited_s > timeout_) fail(Stalled{peer});
+  try {
+    if (waits_) waits_->look(processes_[peer]);
+    idle.poll();
+  } catch (const Deadlock& deadlock) {
+    fail(deadlock);
+  } catch (...) {
+    failure_ = std::make_exception_ptr(Interrupted{});
+    throw;
+  }
 }
 
 std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& idle) {

@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "shm/counter.h"
+#include "shm/failure.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
+#include "shm/waits.h"
 
 namespace pycomm::shm {
 
@@ -27,19 +29,6 @@ struct Idle {
   virtual void park() {
   }  // the wait became long, or the work is: let other threads of this process run
   virtual void poll() {}  // every few milliseconds; may throw
-};
-
-// Why an operation could not be done; all leave the board unusable.
-struct Failure {};
-struct Mismatch : Failure {};
-struct Stalled : Failure {
-  explicit Stalled(int rank) : rank(rank) {}
-  int rank;
-};
-struct Interrupted : Failure {};  // by a signal, in mid-operation
-struct Departed : Failure {
-  explicit Departed(int rank) : rank(rank) {}
-  int rank;
 };
 
 // How a rank offers its data in an opening.
@@ -105,6 +94,12 @@ class Board {
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);
 
+  // Publish waiting in `waits`, where rank r is processes[r].
+  void watch(Waits* waits, std::vector<int> processes) {
+    waits_ = waits;
+    processes_ = std::move(processes);
+  }
+
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
   bool has_departed(int r) const { return presence_[r].departed.load(std::memory_order_acquire); }
@@ -133,6 +128,7 @@ class Board {
   Path agree();
   void await(Counter&, uint64_t target, int peer, Idle&);
   void await_long(Counter&, uint64_t target, int peer, Idle&);
+  void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
   int rank_, size_, spins_;
@@ -141,6 +137,8 @@ class Board {
   Count counts_[kKinds];
   std::exception_ptr failure_;
   std::vector<char*> sources_;
+  Waits* waits_ = nullptr;
+  std::vector<int> processes_;
   Line* lines_;
   Phase* phases_;
   Presence* presence_;

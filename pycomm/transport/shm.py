@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board
-from pycomm.errors import CommError, CommTimeoutError, DepartedError, MismatchError
+from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
@@ -21,6 +21,70 @@ _logger = logging.getLogger("pycomm")
 
 Exchange = Callable[[Any], list[Any]]
 """Gathers one small object of every rank, in rank order."""
+
+
+class Reporter(Protocol):
+    """Says where everyone is, for error messages."""
+
+    def report(self) -> str:
+        """Return where every rank is."""
+
+    def deadlock(self, cycle: list[int]) -> DeadlockError:
+        """Return the error for a cycle of processes that wait for each other."""
+
+
+class Shared(Protocol):
+    """What the extension keeps in a segment: its owner's descriptor and nonce open it elsewhere."""
+
+    @property
+    def fd(self) -> int:
+        """Its file descriptor in the process that made it."""
+
+    @property
+    def nonce(self) -> int:
+        """What tells it from others."""
+
+    def close_descriptor(self) -> None:
+        """Close the descriptor, once everyone has the segment open."""
+
+
+S = TypeVar("S", bound=Shared)
+
+
+def share(
+    create: Callable[[], S],
+    open: Callable[[int, int, int], S],
+    exchange: Exchange,
+    creator: int | None,
+) -> S | None:
+    """Create something in shared memory, or open what another process of this host created.
+
+    Args:
+        create: makes it.
+        open: opens it by (pid, fd, nonce).
+        exchange: gathers one object of every rank; called twice.
+        creator: the rank that creates it for this one; None creates it here.
+
+    Returns:
+        None on every rank if any could not.
+    """
+
+    def attempt(make: Callable[[], S]) -> S | None:
+        try:
+            return make()
+        except (OSError, RuntimeError) as error:
+            _logger.warning("process %d cannot share memory: %s", os.getpid(), error)
+            return None
+
+    mine = attempt(create) if creator is None else None
+    rows = exchange((os.getpid(), mine.fd, mine.nonce) if mine else None)
+    if creator is not None and (where := rows[creator]):
+        pid, fd, nonce = where
+        mine = attempt(lambda: open(pid, fd, nonce))
+    if not all(exchange(mine is not None)) or mine is None:
+        return None
+    mine.close_descriptor()
+    return mine
 
 
 def host_identity() -> tuple[str, str, int]:
@@ -42,17 +106,26 @@ class SharedMemory(Transport):
 
     fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
 
-    def __init__(self, board: Board, messages: Transport, timeout: float, stats: Stats):
+    def __init__(
+        self, board: Board, messages: Transport, timeout: float, stats: Stats, peers: Reporter
+    ):
         self._board = board
         self._messages = messages
         self.rank = messages.rank
         self.size = messages.size
         self._timeout = timeout
         self._stats = stats
+        self._peers = peers
 
     @classmethod
     def connect(
-        cls, messages: Transport, exchange: Exchange, crowded: bool, timeout: float, stats: Stats
+        cls,
+        messages: Transport,
+        exchange: Exchange,
+        crowded: bool,
+        timeout: float,
+        stats: Stats,
+        peers: Reporter,
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -61,25 +134,21 @@ class SharedMemory(Transport):
             exchange: gathers one object of every rank, without a board.
             crowded: whether this host has more ranks than cores.
             timeout: seconds that an operation may wait for another rank.
-            stats: where waiting is counted.
+                stats: where waiting is counted.
+            peers: says where everyone is, for error messages.
         """
         rank, size = messages.rank, messages.size
+        board = share(
+            lambda: Board.create(rank, size, crowded, timeout),
+            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, crowded, timeout),
+            exchange,
+            0 if rank > 0 else None,
+        )
+        return cls(board, messages, timeout, stats, peers) if board else None
 
-        def attempt(make: Callable[[], Board]) -> Board | None:
-            try:
-                return make()
-            except (OSError, RuntimeError) as error:
-                _logger.warning("rank %d cannot share memory: %s", rank, error)
-                return None
-
-        board = attempt(lambda: Board.create(rank, size, crowded, timeout)) if rank == 0 else None
-        pid, fd, nonce = exchange((os.getpid(), board.fd, board.nonce) if board else (0, 0, 0))[0]
-        if rank > 0 and nonce:
-            board = attempt(lambda: Board.open(pid, fd, nonce, rank, size, crowded, timeout))
-        if not all(exchange(board is not None)) or board is None:
-            return None
-        board.close_descriptor()
-        return cls(board, messages, timeout, stats)
+    def watch(self, waits: _native.Waits, processes: Sequence[int]) -> None:
+        """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
+        self._board.watch(waits, list(processes))
 
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
@@ -101,6 +170,7 @@ class SharedMemory(Transport):
                 says which, see `exchange_notes`.
             CommTimeoutError: a rank did not come within the timeout.
             DepartedError: a rank has left that was waited for.
+            DeadlockError: a rank that is waited for waits for this one.
         """
         waited_s = self._board.waited_s
         try:
@@ -111,7 +181,10 @@ class SharedMemory(Transport):
             raise CommError(f"rank {self.rank}: an earlier operation was interrupted") from None
         except _native.Stalled as error:
             late = f"rank {error.args[0]} did not come to {job.kind} within {self._timeout:g} s"
-            raise CommTimeoutError(f"rank {self.rank}: {late}") from None
+            where = self._peers.report()
+            raise CommTimeoutError(f"rank {self.rank}: {late}\n{where}") from None
+        except _native.Deadlock as error:
+            raise self._peers.deadlock(error.args[0]) from None
         except _native.Departed as error:
             gone = f"rank {error.args[0]} has left"
             raise DepartedError(f"rank {self.rank} waits in {job.kind}, but {gone}") from None
