@@ -37,6 +37,12 @@ class GilIdle : public shm::Idle {
     if (PyErr_CheckSignals()) throw nb::python_error();
     park();
   }
+  void late(int rank, int peer, double waited_s) override {
+    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    on_late(rank, peer, waited_s);
+    park();
+  }
+  static inline nb::callable& on_late = *new nb::callable;  // (rank, peer, seconds); never freed
 
  private:
   PyThreadState* saved_ = nullptr;

@@ -6,6 +6,7 @@ namespace pycomm {
 
 void bind_board(nb::module_& m) {
   using shm::Board;
+  m.def("call_when_late", [](nb::callable function) { GilIdle::on_late = function; });
   nb::class_<Board> board(m, "Board");
   board
       .def_static(

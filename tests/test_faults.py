@@ -249,8 +249,16 @@ def test_waiting_that_will_end_is_no_deadlock():
 
 
 def test_a_slow_rank_within_the_timeout_is_no_error():
-    result, _ = run(2, "time.sleep(2.5 * comm.rank)\ncomm.barrier()", comm_timeout=5.0)
+    program = """
+        time.sleep(2.5 * comm.rank)
+        comm.barrier()
+        if comm.rank == 1: time.sleep(2.5)
+        comm.recv(1) if comm.rank == 0 else comm.send(np.ones(3), 0)
+    """
+    result, _ = run(2, program, comm_timeout=4.0)
     assert result.returncode == 0, result.stderr
+    assert "rank 0 has waited 2.0 s for rank 1" in result.stderr, "a warning at half"
+    assert "rank 0 receives from rank 1 with tag 0, and has waited 2.0 s" in result.stderr
 
 
 def test_a_forked_child_is_refused_and_may_exit():

@@ -144,10 +144,13 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
   if (!counter.reached(target)) {
     idle.park();
     if (waits_) waits_->begin();
+    bool warned = false;
     try {
       while (!counter.reached(target)) {
         counter.sleep(target, 5000);
-        check(counter, target, peer, seconds_since(start), idle);
+        const double waited_s = seconds_since(start);
+        check(counter, target, peer, waited_s, idle);
+        if (!warned && waited_s > timeout_ / 2) idle.late(rank_, peer, waited_s), warned = true;
       }
     } catch (...) {
       if (waits_) waits_->end();

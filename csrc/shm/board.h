@@ -29,6 +29,10 @@ struct Idle {
   virtual void park() {
   }  // the wait became long, or the work is: let other threads of this process run
   virtual void poll() {}  // every few milliseconds; may throw
+  virtual void late(int rank, int peer,
+                    double waited_s) {  // once, when half of the timeout is over
+    (void)rank, (void)peer, (void)waited_s;
+  }
 };
 
 // How a rank offers its data in an opening.

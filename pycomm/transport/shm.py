@@ -94,6 +94,13 @@ def host_identity() -> tuple[str, str, int]:
     return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
 
 
+def _warn(rank: int, peer: int, waited_s: float) -> None:
+    _logger.warning("rank %d has waited %.1f s for rank %d", rank, waited_s, peer)
+
+
+_native.call_when_late(_warn)
+
+
 class NeverQuick:
     """Stands for a board where there is none: the long way does every call."""
 
