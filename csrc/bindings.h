@@ -19,6 +19,7 @@ using namespace nb::literals;
 
 void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
+void bind_exchange(nb::module_&);
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.

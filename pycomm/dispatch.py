@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from pycomm.tuning import Choice, choose
 from pycomm.world import World
 
 _NOTE_BYTES = 512
+
+Part = Callable[..., Any]
+"""Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
 
 
 def returned(result: View, out: Any) -> Any:
@@ -65,15 +69,26 @@ class Dispatcher:
             out: the caller's array for the result, None for job.output's own.
         """
         self.check()
-        chosen = self.choose(job.kind, job.nbytes, algorithm, order).algorithm
-        call = (job.kind, job.dtype.name, job.op, job.elements, job.root, chosen.name)
-        job.fingerprint = fingerprint(*call)
-        if async_op or self._engine.busy():
-            site = call_site()
-            work = self._engine.submit(lambda: self._run(job, chosen, out, site))
-            return work if async_op else work.wait()
-        with self._stats.timed():
-            return self._run(job, chosen, out)
+        chosen = self._prepare(job, algorithm, order)
+        return self._in_turn(lambda site: self._run(job, chosen, out, site), async_op)
+
+    def start_parts(self, parts: Callable[[Part], Any], async_op: bool = False) -> Any:
+        """Run an operation that consists of several collectives; behind all earlier ones.
+
+        Args:
+            parts: does the operation; given a Part, it calls that for each of its collectives, and
+                returns the result. What it raises must be raised by it on every rank.
+        """
+        self.check()
+
+        def run(site: str | None) -> Any:
+            try:
+                return parts(lambda *call: self._run_part(site, *call))
+            except BaseException as error:
+                self._failure = self._failure or error
+                raise
+
+        return self._in_turn(run, async_op)
 
     def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
         """Choose the algorithm for a call, with the environment's order where it names nothing."""
@@ -98,6 +113,25 @@ class Dispatcher:
             self._engine.close()
             self._closed = True
             del self.transport
+
+    def _prepare(self, job: Job, name: str | None, order: str | None) -> Algorithm:
+        chosen = self.choose(job.kind, job.nbytes, name, order).algorithm
+        kind = (job.kind, job.part_of)
+        call = (kind, job.dtype.name, job.op, job.elements, job.root, chosen.name)
+        job.fingerprint = fingerprint(*call)
+        return chosen
+
+    def _in_turn(self, run: Callable[[str | None], Any], async_op: bool) -> Any:
+        """Call `run` behind all earlier operations; with the call site, if that is not now."""
+        if async_op or self._engine.busy():
+            site = call_site()
+            work = self._engine.submit(lambda: run(site))
+            return work if async_op else work.wait()
+        with self._stats.timed():
+            return run(None)
+
+    def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
+        return self._run(job, self._prepare(job, name, None), out, site)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace

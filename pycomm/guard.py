@@ -23,6 +23,7 @@ _logger = logging.getLogger("pycomm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 TIMEOUT_EXIT_CODE = 86
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
 
 
 @lru_cache(maxsize=4096)
@@ -41,10 +42,13 @@ def call_site(frame: FrameType | None = None) -> str:
 
 def describe(job: Job, algorithm: str, site: str) -> str:
     """Return a call in words, for the error on ranks that made another."""
+    if job.part_of:
+        return f"{job.part_of} at {site}"
     words = [f"op={job.op.name!r}"] if "reduce" in job.kind else []
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
-    words += [f"root={job.root}"] if job.kind == "broadcast" else []
-    words += [job.dtype.name, f"elements={job.elements}", f"algorithm={algorithm!r}"]
+    words += [f"root={job.root}"] if job.kind in ROOTED else []
+    size = "elements" if job.shape is None else "shape"
+    words += [job.dtype.name, f"{size}={job.elements}", f"algorithm={algorithm!r}"]
     return f"{job.kind}({', '.join(words)}) at {site}"
 
 
