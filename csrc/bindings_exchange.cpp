@@ -21,18 +21,18 @@ void bind_exchange(nb::module_& m) {
     GilIdle idle;
     shm::reduce(b, fingerprint, at<void>(data), count, r, root, idle);
   });
-  m.def("board_gather", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
-                           size_t bytes, int root) {
-    checked_root(b, root);
-    GilIdle idle;
-    shm::gather(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
-  });
-  m.def("board_scatter", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
-                            size_t bytes, int root) {
-    checked_root(b, root);
-    GilIdle idle;
-    shm::scatter(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
-  });
+  m.def("board_gather",
+        [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out, size_t bytes, int root) {
+          checked_root(b, root);
+          GilIdle idle;
+          shm::gather(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
+        });
+  m.def("board_scatter",
+        [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out, size_t bytes, int root) {
+          checked_root(b, root);
+          GilIdle idle;
+          shm::scatter(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
+        });
   m.def("board_all_to_all", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
                                const std::vector<size_t>& sent, const std::vector<size_t>& received,
                                const std::vector<size_t>& starts, size_t longest) {

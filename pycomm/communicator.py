@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pycomm import _native, arrays
-from pycomm.arrays import View, is_tensor, view
+from pycomm.arrays import is_tensor, view
+from pycomm.collectives import Collectives
 from pycomm.config import Config
 from pycomm.dispatch import Dispatcher, returned
-from pycomm.errors import ArgumentError
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.observe.stats import Stats
@@ -28,7 +28,7 @@ from pycomm.work import Transfer, Work
 from pycomm.world import World
 
 
-class Communicator:
+class Communicator(Collectives):
     """A group of ranks that communicate; made by `pycomm.init`, `from_mpi` and `split`.
 
     Collectives must be called by all ranks in the same order; they take NumPy arrays and torch CPU
@@ -311,11 +311,6 @@ class Communicator:
 
     # ---- what the operations share
 
-    def _checked_rank(self, rank: int, name: str) -> int:
-        if not 0 <= rank < self.size:
-            raise ArgumentError(f"rank {self.rank}: {name}={rank} is not one of 0…{self.size - 1}")
-        return rank
-
     def _has_left(self, peer: int) -> bool:
         if self._memory is None:
             return False
@@ -324,14 +319,3 @@ class Communicator:
 
     def _waiter(self, peer: int, what: str) -> Callable[[Callable[[], bool], float | None], None]:
         return lambda ready, timeout: self._patience.until(ready, peer, what, timeout)
-
-    def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
-        if out is None:
-            return arrays.empty(shape, source.dtype, as_tensor)
-        target = view(out, result=True)
-        if tuple(out.shape) != shape or target.dtype != source.dtype:
-            raise ArgumentError(
-                f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "
-                f"result has {shape} of {source.dtype.name}"
-            )
-        return target

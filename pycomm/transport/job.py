@@ -70,9 +70,7 @@ class Job:
         return tuple(row[rank] for row in self.sent) if self.sent else self.counts
 
 
-def traffic_bytes(
-    job: Job, rank: int, size: int
-) -> tuple[list[int], list[int], list[int], int]:
+def traffic_bytes(job: Job, rank: int, size: int) -> tuple[list[int], list[int], list[int], int]:
     """Return where the chunks of an all_to_all lie, in bytes, as csrc/shm/exchange.h wants it.
 
     Returns:
