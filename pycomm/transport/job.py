@@ -82,7 +82,8 @@ def traffic_bytes(job: Job, rank: int, size: int) -> tuple[list[int], list[int],
     if not job.sent:
         chunk = job.counts[rank] * item
         offsets = [r * chunk for r in range(size + 1)]
-        return offsets, offsets, [max(0, rank - 1) * chunk, *[rank * chunk] * (size - 1)], chunk
+        starts = [max(0, rank - 1) * chunk, *[rank * chunk] * (size - 1)]
+        return offsets, offsets, starts, chunk if size > 1 else 0
     sent = [o * item for o in accumulate(job.sent[rank], initial=0)]
     received = [o * item for o in accumulate(job.received(rank), initial=0)]
     starts = [sum(row[int(s == 0) : rank]) * item for s, row in enumerate(job.sent)]

@@ -143,11 +143,14 @@ def test_counts_that_disagree_name_the_pair_on_every_rank(comm, wrong, async_op)
         "counts": f"rank 0 sends 1 rows to rank {comm.size - 1}, which expects 2$",
         "out": f"rank 0 gets {comm.size} rows, but its out= has {comm.size + 1}$",
     }[wrong]
+
+    def call():
+        x = np.zeros(comm.size)
+        result = other.all_to_all(x, out, [1] * comm.size, receive, async_op=async_op)
+        return result.wait() if async_op else result
+
     with pytest.raises(pycomm.MismatchError, match=f"rank {comm.rank}: .*disagree.*\n  {told}"):
-        work = other.all_to_all(
-            np.zeros(comm.size), out, [1] * comm.size, receive, async_op=async_op
-        )
-        work.wait()
+        call()
     assert (out == 5).all()
     with pytest.raises(pycomm.CommError, match="failed before.*disagree"):
         other.barrier()
@@ -170,6 +173,10 @@ def test_ranks_that_disagree_are_told_both_sides(comm):
         r"all_to_all\(float64, shape=\(2,\).*all_to_all\(float32, shape=\(2,\)": (
             lambda c: c.all_to_all(x, send_counts=counts),
             lambda c: c.all_to_all(x.astype(np.float32), send_counts=counts),
+        ),
+        r"all_gather\(int64, elements=.*all_to_all\(send_counts=…\)": (
+            lambda c: c.all_gather(np.zeros(2 * c.size + 1, np.int64)),
+            lambda c: c.all_to_all(x, send_counts=counts),
         ),
     }
     for message, (first, others) in calls.items():

@@ -259,6 +259,11 @@ def test_ranks_that_disagree_are_told_both_sides(comm):
     with pytest.raises(pycomm.MismatchError, match=r"(?s)gather\(.*shape=\(3,\).*shape=\(3, 1\)"):
         other.gather(np.zeros(3) if comm.rank == 0 else np.zeros((3, 1)))
     other.close()
+    other, x = comm.split(0), np.arange(80)
+    with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter\(root=0\).*broadcast\("):
+        other.scatter(np.zeros((comm.size, 3))) if comm.rank == 0 else other.broadcast(x)
+    assert (x == np.arange(80)).all()
+    other.close()
 
 
 def test_bad_arguments_are_said_with_their_values(comm):
