@@ -15,7 +15,6 @@ from pycomm.errors import CommTimeoutError, DepartedError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 
-
 _logger = logging.getLogger("pycomm")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ COUNT = 60
 """Elements of int32: divisible by 1 to 6 ranks."""
 
 PORTABLE = [a for a in algorithms() if a in harness.portable(a.kind)]
-SEGMENTED = [a for a in PORTABLE if a.name not in ("bruck", "dissemination")]
+SEGMENTED = [a for a in PORTABLE if "segment_bytes" in inspect.signature(a.run).parameters]
 
 
 def call(algorithm, transport, **options):
@@ -31,6 +32,10 @@ def call(algorithm, transport, **options):
         "reduce_scatter": (x, counts, op),
         "all_gather": (x[: COUNT // n], counts),
         "broadcast": (x, 0),
+        "reduce": (x, n - 1, op),
+        "gather": (x[: COUNT // n], counts, n - 1),
+        "scatter": (x, counts, n - 1),
+        "all_to_all": (x, (counts,) * n),
         "barrier": (),
     }[algorithm.kind]
     getattr(harness, algorithm.kind)(algorithm.run, transport, *arguments, **options)
@@ -70,7 +75,7 @@ def test_ring_sends_narrow_partials_wide():
 def test_docs_list_every_algorithm():
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|—) \|", page, flags=re.MULTILINE)
-    adds = {"all_reduce", "reduce_scatter"}
+    adds = {"all_reduce", "reduce_scatter", "reduce"}
     registered = [(a.kind, a.name, a.order if a.kind in adds else "—") for a in algorithms()]
     assert sorted(rows) == sorted(registered)
 
