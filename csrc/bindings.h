@@ -54,10 +54,13 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-inline cpu::Reduction reduction(int dtype, int op, double factor, int inputs) {
-  if (dtype < 0 || dtype > 16 || op < 0 || op > 8)
+// `op` is the code of an operation, or the address of a user's fold, which no code can be.
+inline cpu::Reduction reduction(int dtype, uintptr_t op, double factor, int inputs) {
+  const bool builtin = op < cpu::kBuiltinOps;
+  if (dtype < 0 || dtype > 16 || (!builtin && op < 4096))
     throw std::invalid_argument("dtype or op code out of range");
-  cpu::Reduction r{dtype, op, factor, inputs};
+  cpu::Reduction r{dtype, builtin ? int(op) : cpu::kBuiltinOps, factor, inputs,
+                   builtin ? nullptr : reinterpret_cast<cpu::Fold>(op)};
   if (!cpu::loops(r).widen)
     throw std::invalid_argument("the operation does not exist on the dtype");
   return r;

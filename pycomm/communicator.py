@@ -106,7 +106,8 @@ class Communicator(Collectives, Messages):
 
         Args:
             x: an array of the same dtype and number of elements on every rank.
-            op: "sum", "avg", "prod", "min", "max", "band", "bor", "bxor", or premul_sum(factor).
+            op: "sum", "avg", "prod", "min", "max", "band", "bor", "bxor",
+                premul_sum(factor), or reduce_op(function).
             async_op: return a Work at once.
             algorithm: for instance "ring"; None chooses, see `explain`.
             order: "rank" adds in rank order between hosts, too.
