@@ -15,7 +15,7 @@ int checked_root(const shm::Board& board, int root) {
 void bind_exchange(nb::module_& m) {
   using shm::Board;
   m.def("board_reduce", [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype,
-                           int op, double factor, int root) {
+                           uintptr_t op, double factor, int root) {
     const auto r = reduction(dtype, op, factor, b.size());
     checked_root(b, root);
     GilIdle idle;

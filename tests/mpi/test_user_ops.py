@@ -73,6 +73,22 @@ def test_every_reduce_scatter(comm, algorithm, symmetric):
         assert chunk.tobytes() == expected.tobytes(), count
 
 
+@pytest.mark.parametrize("algorithm", algorithms("reduce"), ids=lambda a: a.name)
+@pytest.mark.parametrize("symmetric", [False, True], ids=["ordinary", "symmetric"])
+def test_every_reduce(comm, algorithm, symmetric):
+    dtype, op, root = DTYPES["bfloat16"], pycomm.reduce_op(mixed), comm.size - 1
+    for count in (0, 1, 1009, 300_001):
+        parts = inputs(mixed, comm.size, count, dtype)
+        x = comm.empty(count, "bfloat16") if symmetric else parts[comm.rank].copy()
+        x[:] = parts[comm.rank]
+        try:
+            comm.reduce(x, root, op, algorithm=algorithm.name)
+        except pycomm.ArgumentError as error:
+            pytest.skip(str(error))
+        if comm.rank == root:
+            assert x.tobytes() == _expected(parts, algorithm.order).tobytes(), count
+
+
 def _expected(parts, order):
     """Return the reduction by `mixed` in the order of an algorithm, with the ring's chunks."""
     dtype = DTYPES[parts[0].dtype.name]
