@@ -18,6 +18,7 @@ from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.observe.stats import Stats
 from pycomm.shapes import gathered, scattered
+from pycomm.transport.base import Transport, counterparts
 from pycomm.transport.job import Job
 from pycomm.transport.mailbox import ANY
 from pycomm.transport.mpi import MpiWire, import_mpi
@@ -49,9 +50,10 @@ class Communicator:
         self._context = context
         self._local: Communicator | None = None
         self._memory: SharedMemory | None = None
+        self._mates: Sequence[int] = ()
         self.stats = Stats()
         self._patience = Patience(world.timeout, self.stats, self._has_left)
-        messages = WireTransport(world.wire, self._ranks, world.tag(context), self._patience)
+        messages = self._messages(range(len(ranks)))
         self.rank, self.size = messages.rank, messages.size
         self._collectives = Dispatcher(
             world, messages, CpuKernels(), self.stats, f"pycomm-{context}"
@@ -64,11 +66,33 @@ class Communicator:
         if not world.hosts:
             shared = world.config.shared_memory
             world.hosts = self.all_gather_object(host_identity() if shared else self.rank)
-        if len({world.hosts[r] for r in self._ranks}) == 1:
-            self._memory = SharedMemory.connect(
-                messages, self.all_gather_object, world.crowded(), world.timeout, self.stats
-            )
+        hosts = [world.hosts[r] for r in self._ranks]
+        if len(set(hosts)) == 1:
+            self._memory = self._connect(messages, range(self.size))
             self._collectives.transport = self._memory or messages
+        elif levels := counterparts(hosts, self.rank):
+            local, messages.across = (self._messages(ranks) for ranks in levels)
+            self._memory = self._connect(local, levels[0])
+            messages.local = self._memory or local
+
+    def _messages(self, ranks: Sequence[int]) -> WireTransport:
+        """Return a transport of `ranks` of this communicator, on the tag that is its own."""
+        world = self._world
+        processes = [self._ranks[rank] for rank in ranks]
+        return WireTransport(world.wire, processes, world.tag(self._context), self._patience)
+
+    def _connect(self, messages: Transport, names: Sequence[int]) -> SharedMemory | None:
+        """Share memory among the ranks `names` of this communicator, all of one host."""
+        self._mates = names
+
+        def exchange(o: Any) -> list[Any]:
+            everyone = self.all_gather_object(o)
+            return [everyone[rank] for rank in names]
+
+        world = self._world
+        return SharedMemory.connect(
+            messages, exchange, world.crowded(), world.timeout, self.stats, names
+        )
 
     @classmethod
     def from_mpi(cls, mpi_comm: Any, timeout: float | None = None) -> Communicator:
@@ -317,10 +341,12 @@ class Communicator:
         return rank
 
     def _has_left(self, peer: int) -> bool:
-        if self._memory is None:
+        """Say whether a rank is known to have left: node-mates tell each other."""
+        peers = range(self.size) if peer == Patience.ANYONE else [peer]
+        if self._memory is None or not set(peers) <= set(self._mates):
             return False
-        others = [r for r in range(self.size) if r != self.rank]
-        return all(map(self._memory.has_left, others if peer == Patience.ANYONE else [peer]))
+        mates = [self._mates.index(rank) for rank in peers if rank != self.rank]
+        return all(map(self._memory.has_left, mates))
 
     def _waiter(self, peer: int, what: str) -> Callable[[Callable[[], bool], float | None], None]:
         return lambda ready, timeout: self._patience.until(ready, peer, what, timeout)

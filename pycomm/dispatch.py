@@ -112,7 +112,7 @@ class Dispatcher:
             self._failure = error
             raise
         self._stats.operations += 1
-        self._stats.bytes_sent += int(algorithm.wire_bytes(self.transport.size, job.nbytes))
+        self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
         return returned(job.output, out)
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:

@@ -1,5 +1,5 @@
 """How ranks cooperate: every algorithm, registered by importing its module."""
 
-from pycomm.algorithms import direct, pairwise, recursive, ring
+from pycomm.algorithms import direct, gather, hierarchical, pairwise, recursive, ring
 
-__all__ = ["direct", "pairwise", "recursive", "ring"]
+__all__ = ["direct", "gather", "hierarchical", "pairwise", "recursive", "ring"]

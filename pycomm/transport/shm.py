@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,10 @@ class SharedMemory(Transport):
 
     fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
 
-    def __init__(self, board: Board, messages: Transport, timeout: float, stats: Stats):
+    def __init__(
+        self, board: Board, messages: Transport, timeout: float, stats: Stats, names: Sequence[int]
+    ):
+        self._names = names
         self._board = board
         self._messages = messages
         self.rank = messages.rank
@@ -45,7 +48,13 @@ class SharedMemory(Transport):
 
     @classmethod
     def connect(
-        cls, messages: Transport, exchange: Exchange, crowded: bool, timeout: float, stats: Stats
+        cls,
+        messages: Transport,
+        exchange: Exchange,
+        crowded: bool,
+        timeout: float,
+        stats: Stats,
+        names: Sequence[int] = (),
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -55,6 +64,7 @@ class SharedMemory(Transport):
             crowded: whether this host has more ranks than cores.
             timeout: seconds that an operation may wait for another rank.
             stats: where waiting is counted.
+            names: what error messages call the ranks, if not by their numbers here.
         """
         rank, size = messages.rank, messages.size
 
@@ -72,7 +82,7 @@ class SharedMemory(Transport):
         if not all(exchange(board is not None)) or board is None:
             return None
         board.close_descriptor()
-        return cls(board, messages, timeout, stats)
+        return cls(board, messages, timeout, stats, names or range(size))
 
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
@@ -101,11 +111,11 @@ class SharedMemory(Transport):
         except _native.Mismatch:
             raise MismatchError() from None
         except _native.Stalled as error:
-            late = f"rank {error.args[0]} did not come to {job.kind} within {self._timeout:g} s"
-            raise CommTimeoutError(f"rank {self.rank}: {late}") from None
+            late = f"rank {self._names[error.args[0]]} did not come to {job.kind} within {self._timeout:g} s"
+            raise CommTimeoutError(f"rank {self._names[self.rank]}: {late}") from None
         except _native.Departed as error:
-            gone = f"rank {error.args[0]} has left"
-            raise DepartedError(f"rank {self.rank} waits in {job.kind}, but {gone}") from None
+            me, gone = self._names[self.rank], f"rank {self._names[error.args[0]]} has left"
+            raise DepartedError(f"rank {me} waits in {job.kind}, but {gone}") from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 

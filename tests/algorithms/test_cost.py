@@ -18,7 +18,7 @@ COUNT = 60
 """Elements of int32: divisible by 1 to 6 ranks."""
 
 PORTABLE = [a for a in algorithms() if a in harness.portable(a.kind)]
-SEGMENTED = [a for a in PORTABLE if a.name not in ("bruck", "dissemination")]
+SEGMENTED = [a for a in PORTABLE if harness.options(a, 1)]
 
 
 def call(algorithm, transport, **options):
@@ -69,7 +69,9 @@ def test_ring_sends_narrow_partials_wide():
 
 def test_docs_list_every_algorithm():
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|—) \|", page, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|hierarchical|—) \|", page, flags=re.MULTILINE
+    )
     adds = {"all_reduce", "reduce_scatter"}
     registered = [(a.kind, a.name, a.order if a.kind in adds else "—") for a in algorithms()]
     assert sorted(rows) == sorted(registered)
