@@ -41,8 +41,8 @@ def all_reduce(
 
     Each rank sends 2(h−1)/(h·m)·S bytes of S to other hosts, so a host 2(h−1)/h·S; for types
     narrower than their partial sums, which the sums of hosts are, step 2 sends those. Every element
-    is the sum over the hosts of the host's sum in rank order. The result is written once a segment
-    of every host has arrived.
+    is the sum over the hosts of the host's sum in rank order. The result is written from the end of
+    step 2 on, when every host has been heard of.
 
     Source: M. Cho, U. Finkler, M. Serrano, D. Kung, H. Hunter, "BlueConnect: decomposing all-reduce
     for deep learning on heterogeneous network hierarchy", IBM J. R&D 63 (2019), with two levels.
@@ -141,9 +141,5 @@ def _add_hosts(
     added = Job("reduce_scatter", sums.dtype, sums, piece, counts, _plain(job.op))
     pairwise.reduce_scatter(across, kernels, added, segment_bytes)
     kernels.finish(piece.bytes, rounded.bytes, job.dtype, job.op, inputs)
-    ring.all_gather(
-        across,
-        kernels,
-        replace(job, kind="all_gather", input=rounded, counts=counts),
-        segment_bytes,
-    )
+    chunk = replace(job, kind="all_gather", input=rounded, counts=counts)
+    ring.all_gather(across, kernels, chunk, segment_bytes)

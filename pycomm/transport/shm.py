@@ -111,11 +111,12 @@ class SharedMemory(Transport):
         except _native.Mismatch:
             raise MismatchError() from None
         except _native.Stalled as error:
-            late = f"rank {self._names[error.args[0]]} did not come to {job.kind} within {self._timeout:g} s"
-            raise CommTimeoutError(f"rank {self._names[self.rank]}: {late}") from None
+            me, who = self._names[self.rank], self._names[error.args[0]]
+            late = f"rank {who} did not come to {job.kind} within {self._timeout:g} s"
+            raise CommTimeoutError(f"rank {me}: {late}") from None
         except _native.Departed as error:
-            me, gone = self._names[self.rank], f"rank {self._names[error.args[0]]} has left"
-            raise DepartedError(f"rank {me} waits in {job.kind}, but {gone}") from None
+            me, who = self._names[self.rank], self._names[error.args[0]]
+            raise DepartedError(f"rank {me} waits in {job.kind}, but rank {who} has left") from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 
