@@ -87,6 +87,7 @@ NB_MODULE(_native, m) {
   bind_failures(m);
   bind_kernels(m);
   bind_memory(m);
+  bind_waits(m);
   bind_board(m);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });

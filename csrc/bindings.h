@@ -19,6 +19,8 @@ using namespace nb::literals;
 
 void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
+void bind_waits(nb::module_&);
+void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.

@@ -6,7 +6,8 @@ namespace pycomm {
 
 void bind_board(nb::module_& m) {
   using shm::Board;
-  nb::class_<Board>(m, "Board")
+  nb::class_<Board> board(m, "Board");
+  board
       .def_static(
           "create",
           [](int rank, int size, bool crowded, double timeout) {
@@ -24,6 +25,7 @@ void bind_board(nb::module_& m) {
       .def_prop_ro("nonce", [](Board& b) { return b.segment().nonce(); })
       .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
       .def("close_descriptor", &Board::close_descriptor)
+      .def("watch", &Board::watch, "waits"_a, "processes"_a, nb::keep_alive<1, 2>())
       .def("depart", &Board::depart)
       .def("has_departed", &Board::has_departed, "rank"_a)
       .def("exchange_notes",
@@ -64,21 +66,55 @@ void bind_board(nb::module_& m) {
              GilIdle idle;
              shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
            });
+  bind_quick(m, board);
+}
+
+void bind_waits(nb::module_& m) {
+  using shm::Waits;
+  nb::class_<Waits>(m, "Waits")
+      .def_static(
+          "create",
+          [](int process, int processes) {
+            return new Waits(shm::Segment::create(Waits::bytes(processes)), process, processes);
+          },
+          nb::rv_policy::take_ownership)
+      .def_static(
+          "open",
+          [](int pid, int fd, uint64_t nonce, int process, int processes) {
+            return new Waits(shm::Segment::open(pid, fd, nonce), process, processes);
+          },
+          nb::rv_policy::take_ownership)
+      .def_prop_ro("fd", [](Waits& w) { return w.segment().fd(); })
+      .def_prop_ro("nonce", [](Waits& w) { return w.segment().nonce(); })
+      .def("close_descriptor", &Waits::close_descriptor)
+      .def("begin", &Waits::begin)
+      .def("look", &Waits::look, "process"_a)
+      .def("end", &Waits::end)
+      .def("asynchronous", &Waits::asynchronous, "more"_a)
+      .def_static("leave_out_this_thread", &Waits::leave_out_this_thread);
 }
 
 // C++ failures as exceptions of this module, with the rank that they are about as the argument.
 void bind_failures(nb::module_& m) {
   static PyObject* mismatch = PyErr_NewException("pycomm._native.Mismatch", nullptr, nullptr);
   static PyObject* stalled = PyErr_NewException("pycomm._native.Stalled", nullptr, nullptr);
+  static PyObject* deadlock = PyErr_NewException("pycomm._native.Deadlock", nullptr, nullptr);
+  static PyObject* interrupted = PyErr_NewException("pycomm._native.Interrupted", nullptr, nullptr);
   static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
   m.attr("Mismatch") = nb::handle(mismatch);
   m.attr("Stalled") = nb::handle(stalled);
+  m.attr("Deadlock") = nb::handle(deadlock);
+  m.attr("Interrupted") = nb::handle(interrupted);
   m.attr("Departed") = nb::handle(departed);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
     } catch (const shm::Mismatch&) {
       PyErr_SetNone(mismatch);
+    } catch (const shm::Deadlock& e) {
+      PyErr_SetObject(deadlock, nb::cast(e.cycle).ptr());
+    } catch (const shm::Interrupted&) {
+      PyErr_SetNone(interrupted);
     } catch (const shm::Stalled& e) {
       PyErr_SetObject(stalled, nb::int_(e.rank).ptr());
     } catch (const shm::Departed& e) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import ml_dtypes
@@ -52,6 +52,14 @@ def is_tensor(x: Any) -> bool:
     """Say whether `x` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+@cache
+def _introduce_torch() -> None:
+    """Tell the extension of torch's types, once there is a tensor."""
+    torch = sys.modules["torch"]
+    dtypes = [getattr(torch, name, None) for name in DTYPES]
+    _native.know_tensors(torch.Tensor, dtypes)
 
 
 class View:
@@ -122,6 +130,7 @@ def _view_numpy(x: np.ndarray, result: bool) -> View:
 
 
 def _view_tensor(x: Any, result: bool) -> View:
+    _introduce_torch()
     if x.device.type != "cpu":
         raise UnsupportedError(f"a tensor on {x.device} cannot be used here: move it with .cpu()")
     if result and x.requires_grad:

@@ -16,14 +16,13 @@ from pycomm.dispatch import Dispatcher, returned
 from pycomm.errors import ArgumentError
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
+from pycomm.links import Links
 from pycomm.observe.stats import Stats
 from pycomm.shapes import gathered, scattered
-from pycomm.transport.base import Transport, counterparts
 from pycomm.transport.job import Job
 from pycomm.transport.mailbox import ANY
 from pycomm.transport.mpi import MpiWire, import_mpi
-from pycomm.transport.shm import SharedMemory, host_identity
-from pycomm.transport.wire import Patience, WireTransport
+from pycomm.transport.shm import NeverQuick
 from pycomm.types import DTYPES, ReduceOp, resolve_op
 from pycomm.work import Transfer, Work
 from pycomm.world import World
@@ -40,7 +39,6 @@ class Communicator:
     Attributes:
         rank: this process's number, 0…size−1.
         size: how many ranks there are.
-        stats: what communication cost this rank so far.
     """
 
     def __init__(self, world: World, ranks: Sequence[int], context: int):
@@ -49,50 +47,17 @@ class Communicator:
         self._ranks = tuple(ranks)
         self._context = context
         self._local: Communicator | None = None
-        self._memory: SharedMemory | None = None
-        self._mates: Sequence[int] = ()
-        self.stats = Stats()
-        self._patience = Patience(world.timeout, self.stats, self._has_left)
-        messages = self._messages(range(len(ranks)))
-        self.rank, self.size = messages.rank, messages.size
+        self._stats = Stats()
+        self._links = links = Links(world, self._ranks, context, self._stats)
+        self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, messages, CpuKernels(), self.stats, f"pycomm-{context}"
+            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
         )
-        self._share_memory(messages)
+        links.share_memory(self.all_gather_object)
+        self._collectives.transport = links.transport
+        traced = world.trace is not None
+        self._quick = NeverQuick() if traced or not links.memory else links.memory.quick
         guard.watch(self)
-
-    def _share_memory(self, messages: WireTransport) -> None:
-        world = self._world
-        if not world.hosts:
-            shared = world.config.shared_memory
-            world.hosts = self.all_gather_object(host_identity() if shared else self.rank)
-        hosts = [world.hosts[r] for r in self._ranks]
-        if len(set(hosts)) == 1:
-            self._memory = self._connect(messages, range(self.size))
-            self._collectives.transport = self._memory or messages
-        elif levels := counterparts(hosts, self.rank):
-            local, messages.across = (self._messages(ranks) for ranks in levels)
-            self._memory = self._connect(local, levels[0])
-            messages.local = self._memory or local
-
-    def _messages(self, ranks: Sequence[int]) -> WireTransport:
-        """Return a transport of `ranks` of this communicator, on the tag that is its own."""
-        world = self._world
-        processes = [self._ranks[rank] for rank in ranks]
-        return WireTransport(world.wire, processes, world.tag(self._context), self._patience)
-
-    def _connect(self, messages: Transport, names: Sequence[int]) -> SharedMemory | None:
-        """Share memory among the ranks `names` of this communicator, all of one host."""
-        self._mates = names
-
-        def exchange(o: Any) -> list[Any]:
-            everyone = self.all_gather_object(o)
-            return [everyone[rank] for rank in names]
-
-        world = self._world
-        return SharedMemory.connect(
-            messages, exchange, world.crowded(), world.timeout, self.stats, names
-        )
 
     @classmethod
     def from_mpi(cls, mpi_comm: Any, timeout: float | None = None) -> Communicator:
@@ -132,6 +97,9 @@ class Communicator:
             MismatchError: ranks disagree on the call; nothing was changed.
             ArgumentError, UnsupportedError: the arguments cannot be used.
         """
+        simple = not async_op and algorithm is None and order is None
+        if simple and self._quick.quick_all_reduce(x, op):
+            return x
         target = view(x, result=True)
         job = Job("all_reduce", target.dtype, target, target, op=resolve_op(op, target.dtype))
         return self._collectives.start(job, x, async_op, algorithm, order)
@@ -140,6 +108,8 @@ class Communicator:
         self, x: Any, root: int = 0, *, async_op: bool = False, algorithm: str | None = None
     ) -> Any:
         """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
+        if not async_op and algorithm is None and self._quick.quick_broadcast(x, root):
+            return x
         target = view(x, result=self.rank != root)
         job = Job("broadcast", target.dtype, output=target, root=self._checked_rank(root, "root"))
         return self._collectives.start(job, x, async_op, algorithm)
@@ -164,6 +134,10 @@ class Communicator:
         Returns:
             (size, *x.shape) in rank order; with `counts`, (sum(counts), *x.shape[1:]).
         """
+        simple = out is not None and counts is None and not async_op and algorithm is None
+        simple = simple and tuple(out.shape) == (self.size, *x.shape)
+        if simple and self._quick.quick_all_gather(x, out):
+            return out
         source = view(x)
         shape, elements = gathered(tuple(x.shape), self.rank, self.size, counts)
         target = self._output(out, shape, source, is_tensor(x))
@@ -192,6 +166,10 @@ class Communicator:
         Returns:
             (k, …), or (counts[rank], …): rank r has the r-th rows.
         """
+        simple = out is not None and counts is None and not async_op and algorithm is None
+        simple = simple and order is None and tuple(x.shape[1:]) == tuple(out.shape[1:])
+        if simple and self._quick.quick_reduce_scatter(x, op, out):
+            return out
         source = view(x)
         shape, elements = scattered(tuple(x.shape), self.rank, self.size, counts)
         target = self._output(out, shape, source, is_tensor(x))
@@ -201,6 +179,8 @@ class Communicator:
 
     def barrier(self, *, async_op: bool = False) -> Any:
         """Return when every rank has called it."""
+        if not async_op and self._quick.quick_barrier():
+            return None
         return self._collectives.start(Job("barrier", DTYPES["uint8"]), None, async_op)
 
     def broadcast_object(self, o: Any, root: int = 0) -> Any:
@@ -221,7 +201,7 @@ class Communicator:
 
     def send(self, x: Any, dst: int, tag: int = 0) -> None:
         """Send an array to rank `dst`; returns when `x` may be reused."""
-        with self.stats.timed():
+        with self._stats.timed():
             self.isend(x, dst, tag).wait()
 
     def recv(self, src: int, tag: int = 0, out: Any = None) -> Any:
@@ -233,14 +213,14 @@ class Communicator:
         Raises:
             MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
         """
-        with self.stats.timed():
+        with self._stats.timed():
             return self.irecv(src, tag, out).wait()
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
         self._collectives.check()
         peer, source = self._ranks[self._checked_rank(dst, "dst")], view(x)
-        self.stats.bytes_sent += source.nbytes
+        self._stats.bytes_sent += source.nbytes
         mailbox = self._world.mailbox
         sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
@@ -260,7 +240,7 @@ class Communicator:
 
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
-        return Transfer(received.test, self._waiter(peer, what), finish)
+        return Transfer(received.test, self._waiter(peer, what, received.unmatched), finish)
 
     # ---- memory, groups, life
 
@@ -277,14 +257,15 @@ class Communicator:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
-        memory = _native.SharedMemory(nbytes) if self._memory else None
+        memory = _native.SharedMemory(nbytes) if self._links.shared else None
         return arrays.empty(shape, resolved, arrays.is_torch_dtype(dtype), memory).owner
 
     @property
     def local(self) -> Communicator:
         """The Communicator of the ranks on this host; the first use is collective."""
         if self._local is None:
-            hosts = [self._world.hosts[r] for r in self._ranks]
+            known = self._world.neighbours
+            hosts = [known.hosts[r] for r in self._ranks] if known else [0]
             alone = len(set(hosts)) == 1
             self._local = self if alone else self.split(hosts.index(hosts[self.rank]))
         return self._local
@@ -313,17 +294,22 @@ class Communicator:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         self._collectives.close()
         self.depart()
-        self._memory = None
+        self._links.close()
+        self._quick = NeverQuick()
         self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
-        if self._memory:
-            self._memory.leave()
+        self._links.leave()
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
         self._world.wire.abort(code)
+
+    @property
+    def stats(self) -> Stats:
+        """What communication cost this rank so far, as a copy."""
+        return self._collectives.stats()
 
     @property
     def timeout(self) -> float:
@@ -340,16 +326,12 @@ class Communicator:
             raise ArgumentError(f"rank {self.rank}: {name}={rank} is not one of 0…{self.size - 1}")
         return rank
 
-    def _has_left(self, peer: int) -> bool:
-        """Say whether a rank is known to have left: node-mates tell each other."""
-        peers = range(self.size) if peer == Patience.ANYONE else [peer]
-        if self._memory is None or not set(peers) <= set(self._mates):
-            return False
-        mates = [self._mates.index(rank) for rank in peers if rank != self.rank]
-        return all(map(self._memory.has_left, mates))
-
-    def _waiter(self, peer: int, what: str) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._patience.until(ready, peer, what, timeout)
+    def _waiter(
+        self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
+    ) -> Callable[[Callable[[], bool], float | None], None]:
+        return lambda ready, timeout: self._links.patience.until(
+            ready, peer, what, timeout, only_peer
+        )
 
     def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
         if out is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Dispatcher:
         self._world = world
         self._kernels = kernels
         self._stats = stats
-        self._engine = Engine(name)
+        self._engine = Engine(name, self._asynchronous)
         self._closed = False
         self._failure: BaseException | None = None
 
@@ -66,9 +67,10 @@ class Dispatcher:
         """
         self.check()
         chosen = self.choose(job.kind, job.nbytes, algorithm, order).algorithm
-        call = (job.kind, job.dtype.name, job.op, job.elements, job.root, chosen.name)
-        job.fingerprint = fingerprint(*call)
-        if async_op or self._engine.busy():
+        job.fingerprint = fingerprint(job, chosen.name)
+        behind = self._engine.busy()
+        self._allow_quick(not async_op and not behind)
+        if async_op or behind:
             site = call_site()
             work = self._engine.submit(lambda: self._run(job, chosen, out, site))
             return work if async_op else work.wait()
@@ -92,12 +94,40 @@ class Dispatcher:
                 f"any more: {self._failure}"
             ) from self._failure
 
+    def stats(self) -> Stats:
+        """Return the counters of this communicator, quick calls included."""
+        total = replace(self._stats)
+        if isinstance(self.transport, SharedMemory):
+            for kind, (
+                operations,
+                nbytes,
+                busy_s,
+                idle_s,
+            ) in self.transport.quick.quick_counts.items():
+                total.operations += operations
+                total.busy_s += busy_s
+                total.idle_s += idle_s
+                total.bytes_sent += int(
+                    find(kind, "direct").wire_bytes(self.transport.size, nbytes)
+                )
+        return total
+
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
         if not self._closed:
             self._engine.close()
             self._closed = True
             del self.transport
+
+    def _asynchronous(self, more: int) -> None:
+        neighbours = self._world.neighbours
+        if neighbours is not None and neighbours.waits is not None:
+            neighbours.waits.asynchronous(more)
+
+    def _allow_quick(self, allowed: bool) -> None:
+        """Quick calls would overtake the engine."""
+        if isinstance(self.transport, SharedMemory):
+            self.transport.quick.quick = allowed
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from pycomm._native import Waits
 from pycomm.work import Task
 
 
@@ -17,8 +18,10 @@ class Engine:
     communicators never wait for each other.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, note: Callable[[int], None]):
+        """`note` is told of every operation: +1 when it is submitted, −1 when it is done."""
         self._name = name
+        self._note = note
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._last: Task | None = None
         self._thread: threading.Thread | None = None
@@ -28,6 +31,7 @@ class Engine:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
+        self._note(1)
         self._last = Task(function)
         self._tasks.put(self._last)
         return self._last
@@ -44,6 +48,8 @@ class Engine:
             self._thread = None
 
     def _run(self) -> None:
+        Waits.leave_out_this_thread()
         while (task := self._tasks.get()) is not None:
             task.run()
+            self._note(-1)
             del task

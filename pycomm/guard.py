@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from pycomm import _native
 from pycomm.errors import CommError, CommTimeoutError, DepartedError
 from pycomm.transport.job import Job
+from pycomm.types import OPS, ReduceOp
 
 _logger = logging.getLogger("pycomm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
@@ -25,10 +26,17 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 TIMEOUT_EXIT_CODE = 86
 
 
-@lru_cache(maxsize=4096)
-def fingerprint(*call: Any) -> int:
+def fingerprint(job: Job, algorithm: str) -> int:
     """Return 64 bits that differ for different calls, and are the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(call).encode(), digest_size=8).digest(), "little")
+    elements = job.elements if isinstance(job.elements, tuple) else (job.elements,)
+    kind = job.kind if algorithm == "direct" else f"{job.kind}/{algorithm}"
+    op = job.op.code if job.op.name in OPS[:-1] else _digest(job.op)
+    return _native.fingerprint(kind, job.dtype.code, op, job.root, elements)
+
+
+@lru_cache(maxsize=1024)
+def _digest(op: ReduceOp) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(op).encode(), digest_size=8).digest(), "little")
 
 
 def call_site(frame: FrameType | None = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pycomm.config import Config
 from pycomm.errors import CommError
 from pycomm.guard import finalize_on_success
+from pycomm.neighbours import Neighbours
 from pycomm.observe.trace import Trace
 from pycomm.transport.loopback import LoopbackWire
 from pycomm.transport.mailbox import DATA_TAGS, Mailbox
@@ -26,8 +27,8 @@ class World:
         self.mailbox = Mailbox(wire)
         self.config = config
         self.timeout = timeout
-        self.hosts: list[Any] = []
-        """By process: what is equal for two that can share memory."""
+        self.neighbours: Neighbours | None = None
+        """Known once the first communicator has been made."""
         self.next_context = 0
         """Lower numbers were taken by communicators that this process knows of."""
         self.trace = Trace(config.trace, wire.rank) if config.trace else None
@@ -58,10 +59,6 @@ class World:
         context = max(self.next_context, at_least)
         self.next_context = context + 1
         return context
-
-    def crowded(self) -> bool:
-        """Say whether this process's host has more ranks than this process may use cores."""
-        return self.hosts.count(self.hosts[self.wire.rank]) > len(os.sched_getaffinity(0))
 
     def tag(self, context: int) -> int:
         """Return the wire tag of a communicator's collectives."""

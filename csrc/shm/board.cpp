@@ -49,6 +49,7 @@ void Board::depart() {
 }
 
 Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idle) {
+  if (failure_) std::rethrow_exception(failure_);
   sequence_++;
   Line& mine = line(rank_);
   mine.fingerprint = fingerprint;
@@ -57,6 +58,12 @@ Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idl
   for (int r = 0; r < size_; r++)
     if (r != rank_) await(line(r).epoch, sequence_, r, idle);
   return agree();
+}
+
+template <class Failed>
+void Board::fail(Failed failed) {
+  failure_ = std::make_exception_ptr(failed);
+  throw failed;
 }
 
 // Small data are copied before the line is published; large data are only pointed at.
@@ -80,7 +87,7 @@ void Board::offer(const void* data, size_t bytes) {
 Path Board::agree() {
   bool staged = true, in_place = true;
   for (int r = 0; r < size_; r++) {
-    if (line(r).fingerprint != line(rank_).fingerprint) throw Mismatch{};
+    if (line(r).fingerprint != line(rank_).fingerprint) fail(Mismatch{});
     const Offer o = line(r).offer;
     staged = staged && (o == Offer::nothing || o == Offer::line || o == Offer::staged);
     in_place = in_place && (o == Offer::nothing || o == Offer::slab);
@@ -97,6 +104,12 @@ char* Board::source(int r) {
     default:
       return small(r);
   }
+}
+
+const std::vector<char*>& Board::sources(size_t offset_bytes) {
+  sources_.resize(size_);
+  for (int r = 0; r < size_; r++) sources_[r] = source(r) + offset_bytes;
+  return sources_;
 }
 
 char* Board::slab_memory(int r) {
@@ -126,18 +139,37 @@ inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle
 // Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.
 void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) {
   const auto start = Clock::now();
-  for (int i = 0; !counter.reached(target); i++) {
-    if (i < 50) {
-      sched_yield();
-      continue;
+  for (int i = 0; i < 50 && !counter.reached(target); i++) sched_yield();
+  if (!counter.reached(target)) {
+    idle.park();
+    if (waits_) waits_->begin();
+    try {
+      while (!counter.reached(target)) {
+        counter.sleep(target, 5000);
+        check(counter, target, peer, seconds_since(start), idle);
+      }
+    } catch (...) {
+      if (waits_) waits_->end();
+      throw;
     }
-    if (i == 50) idle.park();
-    counter.sleep(target, 5000);
-    if (has_departed(peer) && !counter.reached(target)) throw Departed{peer};
-    if (seconds_since(start) > timeout_) throw Stalled{peer, sequence_};
-    idle.poll();
+    if (waits_) waits_->end();
   }
   waited_ns_ += uint64_t(seconds_since(start) * 1e9);
+}
+
+// Whether there is any use in waiting on.
+void Board::check(const Counter& counter, uint64_t target, int peer, double waited_s, Idle& idle) {
+  if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
+  if (waited_s > timeout_) fail(Stalled{peer});
+  try {
+    if (waits_) waits_->look(processes_[peer]);
+    idle.poll();
+  } catch (const Deadlock& deadlock) {
+    fail(deadlock);
+  } catch (...) {
+    failure_ = std::make_exception_ptr(Interrupted{});
+    throw;
+  }
 }
 
 std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& idle) {

@@ -6,16 +6,20 @@
 // its peers publish when they are done with k: so nobody can still be reading what k+2 overwrites.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "shm/counter.h"
+#include "shm/failure.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
+#include "shm/waits.h"
 
 namespace pycomm::shm {
 
@@ -25,15 +29,6 @@ struct Idle {
   virtual void park() {
   }  // the wait became long, or the work is: let other threads of this process run
   virtual void poll() {}  // every few milliseconds; may throw
-};
-
-struct Mismatch {};
-struct Stalled {
-  int rank;
-  uint64_t sequence;
-};
-struct Departed {
-  int rank;
 };
 
 // How a rank offers its data in an opening.
@@ -72,12 +67,22 @@ class Board {
   void close_descriptor() { segment_.close_descriptor(); }
   uint64_t waited_ns() const { return waited_ns_; }
 
+  // What was done the quick way, which Python's own counters do not see.
+  enum Kind { kBarrier, kAllReduce, kBroadcast, kAllGather, kReduceScatter, kKinds };
+  struct Count {
+    uint64_t operations = 0, bytes = 0, busy_ns = 0, waited_ns = 0;
+  };
+  Count& counted(size_t kind) { return counts_[kind]; }
+  bool quick = true;
+
   // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
-  // waits for all, and throws Mismatch if fingerprints differ.
+  // waits for all, and throws Mismatch if fingerprints differ. After a Failure it throws that
+  // again.
   Path open(uint64_t fingerprint, const void* data, size_t bytes, Idle&);
 
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
+  const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
 
   // Returns when all ranks have called it as often as this one.
   void barrier(Idle&);
@@ -88,6 +93,12 @@ class Board {
 
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);
+
+  // Publish waiting in `waits`, where rank r is processes[r].
+  void watch(Waits* waits, std::vector<int> processes) {
+    waits_ = waits;
+    processes_ = std::move(processes);
+  }
 
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
@@ -112,14 +123,22 @@ class Board {
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
   void offer(const void* data, size_t bytes);
+  template <class Failed>
+  [[noreturn]] void fail(Failed);
   Path agree();
   void await(Counter&, uint64_t target, int peer, Idle&);
   void await_long(Counter&, uint64_t target, int peer, Idle&);
+  void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
   int rank_, size_, spins_;
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
+  Count counts_[kKinds];
+  std::exception_ptr failure_;
+  std::vector<char*> sources_;
+  Waits* waits_ = nullptr;
+  std::vector<int> processes_;
   Line* lines_;
   Phase* phases_;
   Presence* presence_;

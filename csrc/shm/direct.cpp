@@ -21,12 +21,6 @@ struct Shares {
   size_t count, share;
 };
 
-std::vector<char*> sources(Board& board, size_t offset_bytes = 0) {
-  std::vector<char*> all(board.size());
-  for (int r = 0; r < board.size(); r++) all[r] = board.source(r) + offset_bytes;
-  return all;
-}
-
 void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count,
             const cpu::Reduction& r, bool streaming = false) {
   cpu::reduce(reinterpret_cast<const void* const*>(in.data()),
@@ -53,7 +47,7 @@ void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Id
   const size_t item = cpu::item_bytes(r.dtype);
   const Shares shares(count, board.size(), item);
   const size_t begin = shares.begin(board.rank()), mine = shares.end(board.rank()) - begin;
-  const auto buffers = sources(board, begin * item);
+  const auto& buffers = board.sources(begin * item);
   reduce(buffers, buffers, mine, r, count * item * board.size() >= kStreamingBytes);
   board.barrier(idle);
 }
@@ -131,7 +125,7 @@ void all_reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cp
   if (bytes > Board::kSmallBytes) idle.park();
   switch (board.open(fingerprint, data, bytes, idle)) {
     case Path::staged:
-      return reduce(sources(board), {static_cast<char*>(data)}, count, r);
+      return reduce(board.sources(), {static_cast<char*>(data)}, count, r);
     case Path::in_place:
       return all_reduce_in_place(board, count, r, idle);
     case Path::pipelined:
@@ -202,7 +196,7 @@ void reduce_scatter(Board& board, uint64_t fingerprint, const void* in, void* ou
   char* to = static_cast<char*>(out);
   if (path == Path::pipelined)
     return reduce_scatter_pipelined(board, static_cast<const char*>(in), to, offsets, r, idle);
-  reduce(sources(board, offsets[me] * item), {to}, offsets[me + 1] - offsets[me], r);
+  reduce(board.sources(offsets[me] * item), {to}, offsets[me + 1] - offsets[me], r);
   if (path == Path::in_place) board.barrier(idle);
 }
 

@@ -84,6 +84,10 @@ class Receive:
     _transfer: Request | None = None
     _done: bool = False
 
+    def unmatched(self) -> bool:
+        """Say whether no message has come for it yet."""
+        return self.data is NOTHING
+
     def matches(self, header: Header) -> bool:
         """Say whether this receive takes the message."""
         same = header.context == self.context and header.tag == self.tag

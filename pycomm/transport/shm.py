@@ -6,13 +6,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board
-from pycomm.errors import CommTimeoutError, DepartedError, MismatchError
+from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job
@@ -23,11 +23,82 @@ Exchange = Callable[[Any], list[Any]]
 """Gathers one small object of every rank, in rank order."""
 
 
+class Reporter(Protocol):
+    """Says where everyone is, for error messages."""
+
+    def report(self) -> str:
+        """Return where every rank is."""
+
+    def deadlock(self, cycle: list[int]) -> DeadlockError:
+        """Return the error for a cycle of processes that wait for each other."""
+
+
+class Shared(Protocol):
+    """What the extension keeps in a segment: its owner's descriptor and nonce open it elsewhere."""
+
+    @property
+    def fd(self) -> int:
+        """Its file descriptor in the process that made it."""
+
+    @property
+    def nonce(self) -> int:
+        """What tells it from others."""
+
+    def close_descriptor(self) -> None:
+        """Close the descriptor, once everyone has the segment open."""
+
+
+S = TypeVar("S", bound=Shared)
+
+
+def share(
+    create: Callable[[], S],
+    open: Callable[[int, int, int], S],
+    exchange: Exchange,
+    creator: int | None,
+) -> S | None:
+    """Create something in shared memory, or open what another process of this host created.
+
+    Args:
+        create: makes it.
+        open: opens it by (pid, fd, nonce).
+        exchange: gathers one object of every rank; called twice.
+        creator: the rank that creates it for this one; None creates it here.
+
+    Returns:
+        None on every rank if any could not.
+    """
+
+    def attempt(make: Callable[[], S]) -> S | None:
+        try:
+            return make()
+        except (OSError, RuntimeError) as error:
+            _logger.warning("process %d cannot share memory: %s", os.getpid(), error)
+            return None
+
+    mine = attempt(create) if creator is None else None
+    rows = exchange((os.getpid(), mine.fd, mine.nonce) if mine else None)
+    if creator is not None and (where := rows[creator]):
+        pid, fd, nonce = where
+        mine = attempt(lambda: open(pid, fd, nonce))
+    if not all(exchange(mine is not None)) or mine is None:
+        return None
+    mine.close_descriptor()
+    return mine
+
+
 def host_identity() -> tuple[str, str, int]:
     """Return host, boot and PID namespace: equal for two processes that can share memory."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
+
+
+class NeverQuick:
+    """Stands for a board where there is none: the long way does every call."""
+
+    def __getattr__(self, name: str) -> Callable[..., bool]:
+        return lambda *arguments: False
 
 
 class SharedMemory(Transport):
@@ -36,15 +107,22 @@ class SharedMemory(Transport):
     fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
 
     def __init__(
-        self, board: Board, messages: Transport, timeout: float, stats: Stats, names: Sequence[int]
+        self,
+        board: Board,
+        messages: Transport,
+        timeout: float,
+        stats: Stats,
+        peers: Reporter,
+        names: Sequence[int],
     ):
-        self._names = names
         self._board = board
+        self._names = names
         self._messages = messages
         self.rank = messages.rank
         self.size = messages.size
         self._timeout = timeout
         self._stats = stats
+        self._peers = peers
 
     @classmethod
     def connect(
@@ -54,7 +132,8 @@ class SharedMemory(Transport):
         crowded: bool,
         timeout: float,
         stats: Stats,
-        names: Sequence[int] = (),
+        peers: Reporter,
+        names: Sequence[int],
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -64,25 +143,21 @@ class SharedMemory(Transport):
             crowded: whether this host has more ranks than cores.
             timeout: seconds that an operation may wait for another rank.
             stats: where waiting is counted.
-            names: what error messages call the ranks, if not by their numbers here.
+            peers: says where everyone is, for error messages.
+            names: what error messages call the ranks.
         """
         rank, size = messages.rank, messages.size
+        board = share(
+            lambda: Board.create(rank, size, crowded, timeout),
+            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, crowded, timeout),
+            exchange,
+            0 if rank > 0 else None,
+        )
+        return cls(board, messages, timeout, stats, peers, names) if board else None
 
-        def attempt(make: Callable[[], Board]) -> Board | None:
-            try:
-                return make()
-            except (OSError, RuntimeError) as error:
-                _logger.warning("rank %d cannot share memory: %s", rank, error)
-                return None
-
-        board = attempt(lambda: Board.create(rank, size, crowded, timeout)) if rank == 0 else None
-        pid, fd, nonce = exchange((os.getpid(), board.fd, board.nonce) if board else (0, 0, 0))[0]
-        if rank > 0 and nonce:
-            board = attempt(lambda: Board.open(pid, fd, nonce, rank, size, crowded, timeout))
-        if not all(exchange(board is not None)) or board is None:
-            return None
-        board.close_descriptor()
-        return cls(board, messages, timeout, stats, names or range(size))
+    def watch(self, waits: _native.Waits, processes: Sequence[int]) -> None:
+        """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
+        self._board.watch(waits, list(processes))
 
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
@@ -104,19 +179,25 @@ class SharedMemory(Transport):
                 says which, see `exchange_notes`.
             CommTimeoutError: a rank did not come within the timeout.
             DepartedError: a rank has left that was waited for.
+            DeadlockError: a rank that is waited for waits for this one.
         """
-        waited_s = self._board.waited_s
+        waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
         try:
             getattr(self, f"_{job.kind}")(job)
         except _native.Mismatch:
             raise MismatchError() from None
+        except _native.Interrupted:
+            raise CommError(f"{me}: an earlier operation was interrupted") from None
         except _native.Stalled as error:
-            me, who = self._names[self.rank], self._names[error.args[0]]
-            late = f"rank {who} did not come to {job.kind} within {self._timeout:g} s"
-            raise CommTimeoutError(f"rank {me}: {late}") from None
+            who = f"rank {self._names[error.args[0]]}"
+            late = f"{who} did not come to {job.kind} within {self._timeout:g} s"
+            where = self._peers.report()
+            raise CommTimeoutError(f"{me}: {late}\n{where}") from None
+        except _native.Deadlock as error:
+            raise self._peers.deadlock(error.args[0]) from None
         except _native.Departed as error:
-            me, who = self._names[self.rank], self._names[error.args[0]]
-            raise DepartedError(f"rank {me} waits in {job.kind}, but rank {who} has left") from None
+            gone = f"rank {self._names[error.args[0]]} has left"
+            raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 
@@ -143,6 +224,11 @@ class SharedMemory(Transport):
     def exchange_notes(self, note: str) -> list[str]:
         """After a MismatchError: return every rank's note, "" for those that give none in 2 s."""
         return self._board.exchange_notes(note)
+
+    @property
+    def quick(self) -> Board:
+        """Its quick_… methods do simple calls without `run`, or return False."""
+        return self._board
 
     def has_left(self, rank: int) -> bool:
         """Say whether a rank has closed its communicator or exited."""

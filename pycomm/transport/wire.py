@@ -36,13 +36,32 @@ class Wire(Protocol):
         """End all processes of the job with this exit code."""
 
 
+class Watch(Protocol):
+    """Knows the ranks that are waited for."""
+
+    def has_left(self, peer: int) -> bool:
+        """Say whether a rank (ANYONE: all others) takes no part any more."""
+
+    def begin(self) -> None:
+        """Note that this process waits."""
+
+    def look(self, peer: int) -> None:
+        """Note that it still does, and who alone can end that; may raise DeadlockError."""
+
+    def end(self) -> None:
+        """Note that it no longer does."""
+
+    def report(self) -> str:
+        """Return where every rank is."""
+
+
 class Patience:
     """Waits for conditions: polls, then yields the processor, then sleeps; gives up at a timeout.
 
     Args:
         timeout: seconds.
         stats: where waiting is counted as idle.
-        has_left: says whether a rank (ANYONE: all others) takes no part any more.
+        watch: knows the ranks that are waited for.
     """
 
     ANYONE = -1
@@ -51,13 +70,18 @@ class Patience:
     LAST_WORDS_S = 0.5
     """What a rank sent before it left may still be on its way for so long."""
 
-    def __init__(self, timeout: float, stats: Stats, has_left: Callable[[int], bool]):
+    def __init__(self, timeout: float, stats: Stats, watch: Watch):
         self.timeout = timeout
         self._stats = stats
-        self._has_left = has_left
+        self._watch = watch
 
     def until(
-        self, ready: Callable[[], bool], peer: int, what: str, timeout: float | None = None
+        self,
+        ready: Callable[[], bool],
+        peer: int,
+        what: str,
+        timeout: float | None = None,
+        only_peer: Callable[[], bool] = lambda: False,
     ) -> None:
         """Return once `ready()` holds.
 
@@ -66,21 +90,32 @@ class Patience:
             peer: the rank that is waited for, or ANYONE.
             what: who waits for what, for error messages.
             timeout: seconds, instead of the communicator's.
+            only_peer: says whether nothing but an operation of the peer can make it ready.
 
         Raises:
-            CommTimeoutError: not ready in time.
+            CommTimeoutError: not ready in time; says where every rank is.
             DepartedError: the peer has left.
+            DeadlockError: the peer waits for this rank.
         """
         for _ in range(self.SPINS):
             if ready():
                 return
         start = time.perf_counter()
+        self._watch.begin()
         try:
-            self._wait(ready, peer, what, self.timeout if timeout is None else timeout)
+            self._wait(ready, peer, what, self.timeout if timeout is None else timeout, only_peer)
         finally:
+            self._watch.end()
             self._stats.add_idle(time.perf_counter() - start)
 
-    def _wait(self, ready: Callable[[], bool], peer: int, what: str, timeout: float) -> None:
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        peer: int,
+        what: str,
+        timeout: float,
+        only_peer: Callable[[], bool],
+    ) -> None:
         start, left_s = time.perf_counter(), math.inf
         while not ready():
             waited_s = time.perf_counter() - start
@@ -89,11 +124,13 @@ class Patience:
                 continue
             time.sleep(1e-4)
             if waited_s > timeout:
-                raise CommTimeoutError(f"{what}: no progress for {timeout:g} s")
-            if self._has_left(peer):
+                where = self._watch.report()
+                raise CommTimeoutError(f"{what}: no progress for {timeout:g} s\n{where}")
+            if self._watch.has_left(peer):
                 left_s = min(left_s, waited_s)
             if waited_s > left_s + self.LAST_WORDS_S:
                 raise DepartedError(f"{what}, but {self._name(peer)} left")
+            self._watch.look(peer if only_peer() else self.ANYONE)
 
     def _name(self, peer: int) -> str:
         return "all others have" if peer == self.ANYONE else f"rank {peer} has"

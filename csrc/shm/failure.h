@@ -1,0 +1,18 @@
+// Why an operation could not be done; after any of these its board is unusable.
+#pragma once
+
+namespace pycomm::shm {
+
+struct Failure {};
+struct Mismatch : Failure {};     // ranks opened different operations
+struct Interrupted : Failure {};  // a signal came in mid-operation
+struct Stalled : Failure {        // the timeout passed
+  explicit Stalled(int rank) : rank(rank) {}
+  int rank;
+};
+struct Departed : Failure {
+  explicit Departed(int rank) : rank(rank) {}
+  int rank;
+};
+
+}  // namespace pycomm::shm

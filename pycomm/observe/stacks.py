@@ -1,0 +1,63 @@
+"""Where the processes of a host are: state and stacks of all threads, also of one that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+SIGNAL = signal.SIGRTMIN + 9
+"""Makes a process write its stacks; the handler is faulthandler's and needs no interpreter."""
+
+_STATES = {"R": "running", "S": "waiting", "D": "waiting", "T": "stopped", "Z": "dead"}
+_PATIENCE_S = 0.2
+
+
+@cache
+def write_on_signal() -> int:
+    """Have this process write its stacks to a memory file at SIGNAL; return the descriptor."""
+    descriptor = os.memfd_create("pycomm-stacks")
+    faulthandler.register(SIGNAL, file=descriptor, all_threads=True)
+    return descriptor
+
+
+def look_at(pid: int, descriptor: int) -> str:
+    """Return state and stacks of a process of this host, as lines of text.
+
+    Args:
+        pid: a process that called `write_on_signal`, perhaps dead since.
+        descriptor: what it returned there.
+    """
+    state = _state(pid)
+    if state in ("stopped", "dead"):
+        return f"process {pid} is {state}"
+    file = Path(f"/proc/{pid}/fd/{descriptor}")
+    try:
+        before = file.stat().st_size
+        os.kill(pid, SIGNAL)
+        text = _grown(file, before)
+    except OSError as error:
+        return f"process {pid} is {state}; its stacks cannot be read: {error}"
+    return "\n".join([f"process {pid} is {state}", *text.splitlines()])
+
+
+def _state(pid: int) -> str:
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "dead"
+    return _STATES.get(letter, letter)
+
+
+def _grown(file: Path, before: int) -> str:
+    """Return what was written to a file after `before` bytes, once it stops growing."""
+    end, size = time.monotonic() + _PATIENCE_S, -1
+    while time.monotonic() < end and (file.stat().st_size == before or size != file.stat().st_size):
+        size = file.stat().st_size
+        time.sleep(0.01)
+    with file.open("rb") as opened:
+        opened.seek(before)
+        return opened.read().decode(errors="replace")
