@@ -56,6 +56,9 @@ echo ready
 exec cat
 """
 
+_UCX = {"UCX_TLS": "tcp,self"}
+"""MPICH's UCX sees one machine, and would use its shared memory."""
+
 _PRIVATE = "unshare --net --mount --uts --pid --fork --kill-child --mount-proc sh -c".split()
 
 
@@ -64,6 +67,7 @@ class Hosts:
 
     def __init__(self, size: int, first_process: int):
         self.size = size
+        self.first_process = first_process
         namespaces = "--net --mount --uts --pid".split()
         self._enter = ["nsenter", "--target", str(first_process), *namespaces]
         self._enter += ["env", "-C", str(REPO)]
@@ -77,7 +81,7 @@ class Hosts:
     ) -> subprocess.CompletedProcess[str]:
         """Run `python *args` on so many ranks of every host, rank 0 to k−1 on h1 and so on."""
         command = [*self._enter, *self._launcher(ranks_per_host), sys.executable, *map(str, args)]
-        return run_group(command, timeout, {**SETTINGS, **(env or {})})
+        return run_group(command, timeout, {**SETTINGS, **_UCX, **(env or {})})
 
     def _launcher(self, ranks: int) -> list[str]:
         names = ",".join(f"h{i + 1}:{ranks}" for i in range(self.size))
@@ -114,8 +118,11 @@ def hosts(size: int, rate: str = "") -> Iterator[Hosts]:
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()
         yield Hosts(size, int(children))
     finally:
-        holder.kill()
-        holder.communicate()
+        try:
+            holder.communicate(timeout=10)  # closes the pipe, which ends the first process
+        except subprocess.TimeoutExpired:
+            holder.kill()
+            holder.communicate()
 
 
 @cache
