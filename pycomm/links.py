@@ -40,6 +40,8 @@ class Links:
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
+            if len({name for name, *_ in world.neighbours.hosts}) > 1:
+                world.wire.abort_on_failure()
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
         if len(set(hosts)) == 1:

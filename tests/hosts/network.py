@@ -25,7 +25,7 @@ AGENT = "/run/netns/agent"
 
 _SETUP = """
 set -e
-mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns
+mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; mkdir -p $TMPDIR
 hostname head
 ip link set lo up
 ip link add bridge type bridge
@@ -56,8 +56,9 @@ echo ready
 exec cat
 """
 
-_UCX = {"UCX_TLS": "tcp,self"}
-"""MPICH's UCX sees one machine, and would use its shared memory."""
+_SETTINGS = {**SETTINGS, "UCX_TLS": "tcp,self", "TMPDIR": "/run/netns/tmp"}
+"""MPICH's UCX sees one machine, and would use its shared memory. Open MPI's daemons keep files that
+are named by process, and these numbers start anew each time."""
 
 _PRIVATE = "unshare --net --mount --uts --pid --fork --kill-child --mount-proc sh -c".split()
 
@@ -81,7 +82,7 @@ class Hosts:
     ) -> subprocess.CompletedProcess[str]:
         """Run `python *args` on so many ranks of every host, rank 0 to k−1 on h1 and so on."""
         command = [*self._enter, *self._launcher(ranks_per_host), sys.executable, *map(str, args)]
-        return run_group(command, timeout, {**SETTINGS, **_UCX, **(env or {})})
+        return run_group(command, timeout, {**_SETTINGS, **(env or {})})
 
     def _launcher(self, ranks: int) -> list[str]:
         names = ",".join(f"h{i + 1}:{ranks}" for i in range(self.size))
@@ -105,7 +106,7 @@ def hosts(size: int, rate: str = "") -> Iterator[Hosts]:
     """
     holder = subprocess.Popen(
         [*_PRIVATE, _SETUP],
-        env={**os.environ, "HOSTS": str(size), "RATE": rate, "AGENT": AGENT},
+        env={**os.environ, **_SETTINGS, "HOSTS": str(size), "RATE": rate, "AGENT": AGENT},
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
