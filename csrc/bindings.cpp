@@ -92,4 +92,8 @@ NB_MODULE(_native, m) {
   bind_exchange(m);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
+  m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {
+    abort_on_failure(reinterpret_cast<int (*)(void*, int)>(function),
+                     reinterpret_cast<void*>(communicator));
+  });
 }

@@ -8,11 +8,22 @@ namespace {
 
 int (*registered)() = nullptr;
 pid_t owner = 0;
+int (*end_job)(void*, int) = nullptr;
+void* everyone = nullptr;
+
+// What this process wrote last is still on its way through the launcher.
+constexpr useconds_t kLastWordsUs = 250'000;
 
 // Python has no hook that knows the exit status: atexit runs before it is decided, and SystemExit
 // passes no excepthook. The C library's on_exit does.
 void at_exit(int status, void*) {
-  if (status == 0 && getpid() == owner) registered();
+  if (getpid() != owner) return;
+  if (status == 0) {
+    registered();
+  } else if (end_job) {
+    usleep(kLastWordsUs);
+    end_job(everyone, status);
+  }
 }
 
 }  // namespace
@@ -21,6 +32,11 @@ void finalize_on_success(int (*finalize)()) {
   if (!registered) on_exit(at_exit, nullptr);
   registered = finalize;
   owner = getpid();
+}
+
+void abort_on_failure(int (*abort)(void*, int), void* communicator) {
+  end_job = abort;
+  everyone = communicator;
 }
 
 }  // namespace pycomm

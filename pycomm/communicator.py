@@ -16,14 +16,13 @@ from pycomm.config import Config
 from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
+from pycomm.links import Links
 from pycomm.messages import Messages
-from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank, gathered, scattered
 from pycomm.transport.job import Job
 from pycomm.transport.mpi import MpiWire, import_mpi
-from pycomm.transport.shm import NeverQuick, SharedMemory
-from pycomm.transport.wire import Patience, WireTransport
+from pycomm.transport.shm import NeverQuick
 from pycomm.types import DTYPES, ReduceOp, resolve_op
 from pycomm.world import World
 
@@ -47,38 +46,17 @@ class Communicator(Collectives, Messages):
         self._ranks = tuple(ranks)
         self._context = context
         self._local: Communicator | None = None
-        self._memory: SharedMemory | None = None
         self._stats = Stats()
-        self._peers = Peers(
-            lambda: world.neighbours, self._ranks, self._ranks.index(world.wire.rank)
-        )
-        self._patience = Patience(world.timeout, self._stats, self._peers)
-        messages = WireTransport(world.wire, self._ranks, world.tag(context), self._patience)
-        self.rank, self.size = messages.rank, messages.size
+        self._links = links = Links(world, self._ranks, context, self._stats)
+        self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, messages, CpuKernels(), self._stats, f"pycomm-{context}"
+            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
         )
-        self._share_memory(messages)
+        links.share_memory(self.all_gather_object)
+        self._collectives.transport = links.transport
         traced = world.trace is not None
-        self._quick = NeverQuick() if traced or not self._memory else self._memory.quick
+        self._quick = NeverQuick() if traced or not links.memory else links.memory.quick
         guard.watch(self)
-
-    def _share_memory(self, messages: WireTransport) -> None:
-        world = self._world
-        if world.neighbours is None:
-            shared = world.config.shared_memory
-            world.neighbours = Neighbours(self.rank, self.all_gather_object, shared)
-        known = world.neighbours
-        if len({known.hosts[r] for r in self._ranks}) > 1:
-            return
-        exchange, crowded = self.all_gather_object, known.crowded()
-        self._memory = SharedMemory.connect(
-            messages, exchange, crowded, world.timeout, self._stats, self._peers
-        )
-        if self._memory and known.waits:
-            self._memory.watch(known.waits, self._ranks)
-        self._peers.memory = self._memory
-        self._collectives.transport = self._memory or messages
 
     @classmethod
     def from_mpi(cls, mpi_comm: Any, timeout: float | None = None) -> Communicator:
@@ -239,7 +217,7 @@ class Communicator(Collectives, Messages):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
-        memory = _native.SharedMemory(nbytes) if self._memory else None
+        memory = _native.SharedMemory(nbytes) if self._links.shared else None
         return arrays.empty(shape, resolved, arrays.is_torch_dtype(dtype), memory).owner
 
     @property
@@ -274,16 +252,16 @@ class Communicator(Collectives, Messages):
 
     def close(self) -> None:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
-        self._collectives.close()
-        self.depart()
-        self._memory = self._peers.memory = None
-        self._quick = NeverQuick()
-        self._world.mailbox.forget(self._context)
+        if not self._collectives.closed:
+            self._collectives.close()
+            self.depart()
+            self._links.close()
+            self._quick = NeverQuick()
+            self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
-        if self._memory:
-            self._memory.leave()
+        self._links.leave()
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""

@@ -53,7 +53,7 @@ class Dispatcher:
         self._kernels = kernels
         self._stats = stats
         self._engine = Engine(name, self._asynchronous)
-        self._closed = False
+        self.closed = False
         self._failure: BaseException | None = None
 
     def start(
@@ -100,7 +100,7 @@ class Dispatcher:
     def check(self) -> None:
         """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
         guard.check()
-        if self._closed:
+        if self.closed:
             raise CommError("this communicator was closed")
         if self._failure is not None:
             raise CommError(
@@ -128,10 +128,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
-        if not self._closed:
-            self._engine.close()
-            self._closed = True
-            del self.transport
+        self._engine.close()
+        self.closed = True
+        del self.transport
 
     def _asynchronous(self, more: int) -> None:
         neighbours = self._world.neighbours
@@ -181,7 +180,7 @@ class Dispatcher:
             self._fail(error)
             raise
         self._stats.operations += 1
-        self._stats.bytes_sent += int(algorithm.wire_bytes(self.transport.size, job.nbytes))
+        self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
         return returned(job.output, out)
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pycomm.arrays import is_tensor, view
 from pycomm.dispatch import Dispatcher, returned
+from pycomm.links import Links
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
 from pycomm.transport.mailbox import ANY
-from pycomm.transport.wire import Patience
 from pycomm.work import Transfer, Work
 from pycomm.world import World
 
@@ -24,7 +24,7 @@ class Messages:
     _ranks: tuple[int, ...]
     _context: int
     _stats: Stats
-    _patience: Patience
+    _links: Links
     _collectives: Dispatcher
 
     def send(self, x: Any, dst: int, tag: int = 0) -> None:
@@ -73,4 +73,6 @@ class Messages:
     def _waiter(
         self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
     ) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._patience.until(ready, peer, what, timeout, only_peer)
+        return lambda ready, timeout: self._links.patience.until(
+            ready, peer, what, timeout, only_peer
+        )

@@ -22,10 +22,14 @@ class Choice:
     predicted_us: float
 
 
-def predict_us(algorithm: Algorithm, ranks: int, nbytes: int) -> float:
+ORDERS = ("hierarchical", "ring", "rank")
+"""The orders of summation; the first that can be used is a communicator's, for all sizes."""
+
+
+def predict_us(algorithm: Algorithm, transport: Transport, nbytes: int) -> float:
     """Return latency·steps + bytes/bandwidth in microseconds."""
-    bytes_us = algorithm.wire_bytes(ranks, nbytes) / (BANDWIDTH_GBPS * 1e3)
-    return LATENCY_US * algorithm.steps(ranks, nbytes) + bytes_us
+    steps, wire_bytes = algorithm.cost(transport, nbytes)
+    return LATENCY_US * steps + wire_bytes / (BANDWIDTH_GBPS * 1e3)
 
 
 def choose(
@@ -38,7 +42,8 @@ def choose(
         transport: what it runs on.
         nbytes: the larger of input and output.
         name: an algorithm asked for, or None.
-        order: "rank" for sums in rank order; None is that on one host, and the ring's otherwise.
+        order: "rank" for sums in rank order; None is that on one host, "hierarchical" between
+            hosts with as many ranks each, and over one, and the ring's otherwise.
 
     Raises:
         ArgumentError: the algorithm asked for does not exist, cannot run here, or adds in another
@@ -52,21 +57,21 @@ def choose(
     fused = [a for a in usable if a.name == "direct"]
     if fused:
         reason = "all ranks share memory; adds in rank order"
-        return Choice(fused[0], reason, predict_us(fused[0], transport.size, nbytes))
-    wanted = order or ("ring" if any(a.order == "ring" for a in usable) else "rank")
+        return Choice(fused[0], reason, predict_us(fused[0], transport, nbytes))
+    wanted = order or next(o for o in ORDERS if any(a.order == o for a in usable))
     same = [a for a in usable if a.order == wanted]
-    best = min(same, key=lambda a: predict_us(a, transport.size, nbytes))
+    best = min(same, key=lambda a: predict_us(a, transport, nbytes))
     reason = f"cheapest of {', '.join(a.name for a in same)}, which add in {wanted} order"
-    return Choice(best, reason, predict_us(best, transport.size, nbytes))
+    return Choice(best, reason, predict_us(best, transport, nbytes))
 
 
 def _named(algorithm: Algorithm, transport: Transport, nbytes: int, order: str | None) -> Choice:
     if not algorithm.supports(transport):
         raise ArgumentError(
-            f"algorithm={algorithm.name!r} needs shared memory between all {transport.size} ranks"
+            f"algorithm={algorithm.name!r} on {transport.size} ranks needs {algorithm.needs}"
         )
     if order is not None and algorithm.order != order:
         raise ArgumentError(
             f"algorithm={algorithm.name!r} adds in {algorithm.order} order, not in order={order!r}"
         )
-    return Choice(algorithm, "asked for by name", predict_us(algorithm, transport.size, nbytes))
+    return Choice(algorithm, "asked for by name", predict_us(algorithm, transport, nbytes))

@@ -30,6 +30,7 @@ def _register(kind: str, share: Callable[[int], float]) -> None:
         steps=lambda ranks, nbytes: 1,
         wire_bytes=lambda ranks, nbytes: share(ranks) * nbytes,
         supports=lambda transport: kind in transport.fused,
+        needs="shared memory between all ranks",
     )
     def direct(transport: Transport, kernels: Kernels, job: Job) -> None:
         """Run the collective in 1 step, in the memory of the ranks; sums are in rank order.

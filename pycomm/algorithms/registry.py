@@ -12,7 +12,7 @@ from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 
 Run = Callable[[Transport, Kernels, Job], None]
-Cost = Callable[[int, int], float]
+Cost = Callable[..., float]
 F = TypeVar("F", bound=Run)
 
 
@@ -23,11 +23,14 @@ class Algorithm:
     Attributes:
         kind: the collective, for instance "all_reduce".
         name: what `algorithm=` calls it.
-        order: in which order it adds: "rank" is 0…n−1; any other order has the algorithm's name.
+        order: in which order it adds: "rank" is 0…n−1; docs/algorithms.md describes every one.
         steps: (ranks, nbytes) → messages that follow each other.
         wire_bytes: (ranks, nbytes) → bytes that the busiest rank sends; nbytes is the larger of
             input and output.
         supports: whether it runs on a transport.
+        needs: what a transport must have to be supported, for error messages.
+        by_host: steps and wire_bytes also take the number of hosts, and count messages between
+            hosts, and operations within one.
         run: the algorithm itself.
     """
 
@@ -37,7 +40,15 @@ class Algorithm:
     steps: Cost
     wire_bytes: Cost
     supports: Callable[[Transport], bool]
+    needs: str
+    by_host: bool
     run: Run
+
+    def cost(self, transport: Transport, nbytes: int) -> tuple[float, float]:
+        """Return steps and wire_bytes on `transport`."""
+        hosts = (transport.across.size,) if self.by_host and transport.across else ()
+        size = transport.size
+        return self.steps(size, nbytes, *hosts), self.wire_bytes(size, nbytes, *hosts)
 
 
 _ALGORITHMS: dict[tuple[str, str], Algorithm] = {}
@@ -51,11 +62,15 @@ def algorithm(
     wire_bytes: Cost,
     order: str = "rank",
     supports: Callable[[Transport], bool] = lambda transport: True,
+    needs: str = "",
+    by_host: bool = False,
 ) -> Callable[[F], F]:
     """Register the decorated function `(transport, kernels, job)` as an algorithm."""
 
     def register(run: F) -> F:
-        _ALGORITHMS[kind, name] = Algorithm(kind, name, order, steps, wire_bytes, supports, run)
+        _ALGORITHMS[kind, name] = Algorithm(
+            kind, name, order, steps, wire_bytes, supports, needs, by_host, run
+        )
         return run
 
     return register

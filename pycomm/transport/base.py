@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -30,6 +31,10 @@ class Transport(ABC):
     size: int
     fused: frozenset[str] = frozenset()
     """The collectives that this transport does as one operation, see `run`."""
+    local: Transport | None = None
+    """The ranks on this one's host; None unless all of several hosts have as many, and over one."""
+    across: Transport | None = None
+    """The counterparts: the ranks with this one's number in `local`, one a host; None likewise."""
 
     @abstractmethod
     def isend(self, data: np.ndarray, peer: int) -> Request:
@@ -50,3 +55,20 @@ class Transport(ABC):
     def run(self, job: Job) -> None:
         """Run a collective of `fused` as one operation."""
         raise NotImplementedError(f"{type(self).__name__} has no fused {job.kind}")
+
+
+def counterparts(hosts: Sequence[Hashable], rank: int) -> tuple[list[int], list[int]] | None:
+    """Return the node-mates of `rank`, and the ranks with its number among theirs, one a host.
+
+    Args:
+        hosts: by rank; hosts are numbered by their first rank, node-mates by rank.
+        rank: which rank asks.
+
+    Returns:
+        None unless there are several hosts with the same number of ranks, more than one.
+    """
+    groups = [[r for r, h in enumerate(hosts) if h == host] for host in dict.fromkeys(hosts)]
+    if len(groups) == 1 or len({len(group) for group in groups}) > 1 or len(groups[0]) == 1:
+        return None
+    mates = next(group for group in groups if rank in group)
+    return mates, [group[mates.index(rank)] for group in groups]

@@ -10,6 +10,7 @@ from typing import Any
 import mpi4py
 import numpy as np
 
+from pycomm import _native
 from pycomm.config import Config
 from pycomm.transport.base import Request
 
@@ -30,8 +31,12 @@ def import_mpi() -> tuple[Any, int]:
 
     if not ours:
         return MPI, 0
-    finalize = ctypes.CDLL(MPI.__file__).MPI_Finalize
-    return MPI, ctypes.cast(finalize, ctypes.c_void_p).value or 0
+    return MPI, _address(MPI, "MPI_Finalize")
+
+
+def _address(mpi: Any, name: str) -> int:
+    """Return the address of a function of MPI."""
+    return ctypes.cast(getattr(ctypes.CDLL(mpi.__file__), name), ctypes.c_void_p).value or 0
 
 
 class _MpiRequest:
@@ -99,6 +104,14 @@ class MpiWire:
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
         self._mpi.COMM_WORLD.Abort(code)
+
+    def abort_on_failure(self) -> None:
+        """End the job when this process exits with a failure, and pycomm is to finalize MPI.
+
+        On one host the launcher does that. Between hosts MPICH's ends the ranks of that host only.
+        """
+        handle = self._mpi._handleof(self._mpi.COMM_WORLD)
+        _native.abort_on_failure(_address(self._mpi, "MPI_Abort"), handle)
 
     def close(self) -> None:
         """Free the duplicate; collective."""

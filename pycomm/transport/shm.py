@@ -117,9 +117,16 @@ class SharedMemory(Transport):
     )
 
     def __init__(
-        self, board: Board, messages: Transport, timeout: float, stats: Stats, peers: Reporter
+        self,
+        board: Board,
+        messages: Transport,
+        timeout: float,
+        stats: Stats,
+        peers: Reporter,
+        names: Sequence[int],
     ):
         self._board = board
+        self._names = names
         self._messages = messages
         self.rank = messages.rank
         self.size = messages.size
@@ -136,6 +143,7 @@ class SharedMemory(Transport):
         timeout: float,
         stats: Stats,
         peers: Reporter,
+        names: Sequence[int],
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -144,8 +152,9 @@ class SharedMemory(Transport):
             exchange: gathers one object of every rank, without a board.
             crowded: whether this host has more ranks than cores.
             timeout: seconds that an operation may wait for another rank.
-                stats: where waiting is counted.
+            stats: where waiting is counted.
             peers: says where everyone is, for error messages.
+            names: what error messages call the ranks.
         """
         rank, size = messages.rank, messages.size
         board = share(
@@ -154,7 +163,7 @@ class SharedMemory(Transport):
             exchange,
             0 if rank > 0 else None,
         )
-        return cls(board, messages, timeout, stats, peers) if board else None
+        return cls(board, messages, timeout, stats, peers, names) if board else None
 
     def watch(self, waits: _native.Waits, processes: Sequence[int]) -> None:
         """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
@@ -182,22 +191,23 @@ class SharedMemory(Transport):
             DepartedError: a rank has left that was waited for.
             DeadlockError: a rank that is waited for waits for this one.
         """
-        waited_s = self._board.waited_s
+        waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
         try:
             getattr(self, f"_{job.kind}")(job)
         except _native.Mismatch:
             raise MismatchError() from None
         except _native.Interrupted:
-            raise CommError(f"rank {self.rank}: an earlier operation was interrupted") from None
+            raise CommError(f"{me}: an earlier operation was interrupted") from None
         except _native.Stalled as error:
-            late = f"rank {error.args[0]} did not come to {job.kind} within {self._timeout:g} s"
+            who = f"rank {self._names[error.args[0]]}"
+            late = f"{who} did not come to {job.kind} within {self._timeout:g} s"
             where = self._peers.report()
-            raise CommTimeoutError(f"rank {self.rank}: {late}\n{where}") from None
+            raise CommTimeoutError(f"{me}: {late}\n{where}") from None
         except _native.Deadlock as error:
             raise self._peers.deadlock(error.args[0]) from None
         except _native.Departed as error:
-            gone = f"rank {error.args[0]} has left"
-            raise DepartedError(f"rank {self.rank} waits in {job.kind}, but {gone}") from None
+            gone = f"rank {self._names[error.args[0]]} has left"
+            raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 

@@ -6,13 +6,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from pycomm.errors import ArgumentError, CommError, CommTimeoutError, DepartedError, MismatchError
-from pycomm.transport.base import Request, Transport
+from pycomm.transport.base import Request, Transport, counterparts
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ def run_threads(
     *,
     delays: int | None = None,
     timeout: float = 30.0,
+    hosts: Sequence[int] = (),
 ) -> list[T]:
     """Call `function(transport, rank)` on `size` threads; return their results in rank order.
 
@@ -34,6 +35,7 @@ def run_threads(
         function: what each rank does; it must wait for every transfer that it starts.
         delays: seed of random delays of up to a millisecond; None for no delays.
         timeout: seconds after which a `wait` without progress ends.
+        hosts: by rank, the host that it shall pretend to be on; () for one host.
 
     Raises:
         Exception: the first that a rank raised; its cause names the rank.
@@ -44,6 +46,7 @@ def run_threads(
     def run(rank: int) -> None:
         try:
             transport = ThreadTransport(world, rank)
+            transport.layer(hosts)
             results[rank] = function(transport, rank)
             transport.check_waited()
         except BaseException as error:
@@ -148,6 +151,11 @@ class ThreadTransport(Transport):
         seeded = world.delays is not None
         self._random = random.Random(f"{world.delays}/{rank}") if seeded else None
 
+    def layer(self, hosts: Sequence[int]) -> None:
+        """Pretend that rank r is on hosts[r]."""
+        if levels := counterparts(hosts, self.rank) if hosts else None:
+            self.local, self.across = (Group(self, ranks) for ranks in levels)
+
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`, which takes the bytes from it as late as it can."""
         self._check(peer)
@@ -237,3 +245,25 @@ class ThreadTransport(Transport):
                 f"rank {self.rank} of {self.size} made no progress for {self.world.timeout} s: it "
                 f"waits for {pending[0]}"
             )
+
+
+class Group(Transport):
+    """Some of the ranks of a transport, numbered anew; messages stay in the order of all calls."""
+
+    def __init__(self, everyone: Transport, ranks: Sequence[int]):
+        self._everyone = everyone
+        self._ranks = ranks
+        self.rank = ranks.index(everyone.rank)
+        self.size = len(ranks)
+
+    def isend(self, data: np.ndarray, peer: int) -> Request:
+        """Start to send `data` to `peer`."""
+        return self._everyone.isend(data, self._ranks[peer])
+
+    def irecv(self, out: np.ndarray, peer: int) -> Request:
+        """Start to receive exactly `out.nbytes` bytes from `peer`."""
+        return self._everyone.irecv(out, self._ranks[peer])
+
+    def wait(self, *requests: Request) -> None:
+        """Return when all of the requests are complete."""
+        self._everyone.wait(*requests)

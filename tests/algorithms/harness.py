@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,8 +19,19 @@ KERNELS = CpuKernels()
 
 
 def portable(kind: str) -> list[Algorithm]:
-    """Return the algorithms that run on a transport without fused collectives."""
+    """Return the algorithms that run on a transport without fused collectives, on any ranks."""
     return [a for a in algorithms(kind) if a.supports(ThreadTransport)]
+
+
+def layered(kind: str) -> list[Algorithm]:
+    """Return the algorithms for several hosts with several ranks each."""
+    return [a for a in algorithms(kind) if a.by_host]
+
+
+def options(algorithm: Algorithm, segment_bytes: int) -> dict[str, int]:
+    """Return the keyword that sets the segment size, for an algorithm that has segments."""
+    known = "segment_bytes" in inspect.signature(algorithm.run).parameters
+    return {"segment_bytes": segment_bytes} if known else {}
 
 
 def name(algorithm: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -61,16 +62,20 @@ def _combine(dtype: DType, op: ReduceOp) -> Callable[[np.ndarray, np.ndarray], n
 
 def in_order(inputs: Sequence[np.ndarray], dtype: DType, op: ReduceOp) -> np.ndarray:
     """Reduce `inputs` one after another in their order, in the accumulator; round once."""
+    return by_host([inputs], dtype, op)
+
+
+def by_host(inputs: Sequence[Sequence[np.ndarray]], dtype: DType, op: ReduceOp) -> np.ndarray:
+    """Reduce each host's inputs in their order, then these in the order of hosts; round once."""
     wide = numpy_dtype(dtype.partial)
+    combine = _combine(dtype, op)
     with np.errstate(all="ignore"):
-        parts = [x.astype(wide) for x in inputs]
+        hosts = [[x.astype(wide) for x in host] for host in inputs]
         if op.name == "premul_sum":
-            parts = [x * wide.type(op.factor) for x in parts]
-        total = parts[0]
-        for x in parts[1:]:
-            total = _combine(dtype, op)(total, x)
+            hosts = [[x * wide.type(op.factor) for x in host] for host in hosts]
+        total = reduce(combine, [reduce(combine, host) for host in hosts])
         if op.name == "avg":
-            total = total / wide.type(len(parts))
+            total = total / wide.type(sum(map(len, hosts)))
         if dtype.family == "float":
             total = np.where(np.isnan(total), wide.type(np.nan), total)
         return total.astype(numpy_dtype(dtype))
@@ -96,4 +101,4 @@ def ring_order(
 
 
 ORDERS = {"rank": rank_order, "ring": ring_order}
-"""A reference for each `Algorithm.order`; an algorithm of another order must add its own."""
+"""A reference for each `Algorithm.order` that knows no hosts; `by_host` is the one that does."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ COUNT = 60
 """Elements of int32: divisible by 1 to 6 ranks."""
 
 PORTABLE = [a for a in algorithms() if a in harness.portable(a.kind)]
-SEGMENTED = [a for a in PORTABLE if "segment_bytes" in inspect.signature(a.run).parameters]
+SEGMENTED = [a for a in PORTABLE if harness.options(a, 1)]
 
 
 def call(algorithm, transport, **options):
@@ -74,7 +73,9 @@ def test_ring_sends_narrow_partials_wide():
 
 def test_docs_list_every_algorithm():
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|—) \|", page, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|hierarchical|—) \|", page, flags=re.MULTILINE
+    )
     adds = {"all_reduce", "reduce_scatter", "reduce"}
     registered = [(a.kind, a.name, a.order if a.kind in adds else "—") for a in algorithms()]
     assert sorted(rows) == sorted(registered)

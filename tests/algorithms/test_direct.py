@@ -56,5 +56,5 @@ def test_threads_have_nothing_fused():
 
 
 def test_an_unknown_algorithm_lists_those_that_exist():
-    with pytest.raises(ArgumentError, match="'direct', 'ring', 'pairwise'"):
+    with pytest.raises(ArgumentError, match="'direct', 'ring', .*'pairwise'"):
         find("all_reduce", "rings")

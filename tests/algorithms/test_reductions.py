@@ -10,7 +10,7 @@ from pycomm.transport.threads import run_threads
 from pycomm.types import DTYPES, resolve_op
 
 from . import harness
-from .harness import name, portable
+from .harness import name, options, portable
 from .reference import CASES, DTYPE_NAMES, ORDERS, in_order, random_inputs, rank_order, ring_order
 
 RANKS = range(1, 7)
@@ -50,7 +50,7 @@ def test_all_reduce_every_operation(algorithm, ranks, count):
 @pytest.mark.parametrize("ranks", RANKS)
 def test_all_reduce_many_segments(algorithm, ranks):
     cases = [(DTYPES[d], op) for d, op in zip(DTYPE_NAMES, _last_ops(), strict=True)]
-    check(algorithm, ranks, 65537, cases, segment_bytes=1 << 14)
+    check(algorithm, ranks, 65537, cases, **options(algorithm, 1 << 14))
 
 
 def _last_ops():
@@ -64,7 +64,7 @@ def _last_ops():
 @pytest.mark.parametrize("segment_bytes", [1, 12, 100])
 def test_all_reduce_delayed(algorithm, seed, segment_bytes):
     cases = [(DTYPES[d], resolve_op("sum", DTYPES[d])) for d in ("float32", "bfloat16")]
-    check(algorithm, 4, 33, cases, delays=seed, segment_bytes=segment_bytes)
+    check(algorithm, 4, 33, cases, delays=seed, **options(algorithm, segment_bytes))
 
 
 @reduce_scatters

@@ -1,0 +1,219 @@
+"""Between hosts: results, bytes on the links, and failures that reach every host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.network import hosts, require
+from tests.launch import REPO
+
+pytestmark = pytest.mark.mpirun
+
+LAYOUTS = [(2, 1), (2, 2), (3, 1)]
+"""Hosts, and ranks on each."""
+
+START = """
+import json, socket, sys, time
+import numpy as np
+import pycomm
+comm = pycomm.init(timeout=20)
+n, rank = comm.size, comm.rank
+
+def tell(x):
+    everyone = comm.all_gather_object(x)
+    if rank == 0:
+        print(json.dumps(everyone), flush=True)
+
+def link_bytes():
+    '''Return the bytes that this host has sent.'''
+    with open("/proc/net/dev") as file:
+        counters = next(line for line in file if "eth0:" in line)
+    return int(counters.split(":")[1].split()[8])
+
+def sent_by(operation):
+    '''Return the bytes that this host sends in an operation.'''
+    comm.barrier()
+    before = link_bytes()
+    comm.barrier()
+    operation()
+    comm.barrier()
+    return link_bytes() - before
+"""
+
+
+def run(number: int, ranks: int, program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that has `comm` on so many hosts with so many ranks each."""
+    require()
+    with hosts(number) as network:
+        return network.mpirun(ranks, "-c", START + textwrap.dedent(program), timeout=30)
+
+
+def told(number: int, ranks: int, program: str) -> list[list]:
+    """Run a program that must succeed; return what its `tell`s gathered, a list of ranks each."""
+    result = run(number, ranks, program)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("number", "ranks"), LAYOUTS)
+def test_every_rank_gets_what_it_should(number, ranks):
+    program = """
+        mine = np.arange(7, dtype=np.int64) + 100 * rank
+        rows = np.stack([mine + 100 * (r - rank) for r in range(n)])
+        for count in (0, 1, 7, 100_000):
+            for dtype in ("int32", "float64", "float16"):
+                x = np.full(count, rank + 1, dtype)
+                assert (comm.all_reduce(x) == n * (n + 1) // 2).all()
+                out = comm.reduce_scatter(np.full((n * 3, count), rank, dtype))
+                assert (out == n * (n - 1) // 2).all()
+        symmetric = comm.empty(100_000)
+        symmetric[:] = rank
+        assert (comm.all_reduce(symmetric, "avg") == (n - 1) / 2).all()
+        assert (comm.all_gather(mine) == rows).all()
+        counts = list(range(n))
+        assert comm.all_gather(np.full(rank, rank), counts=counts).tolist() == [
+            r for r in range(n) for _ in range(r)
+        ]
+        for root in range(n):
+            assert (comm.broadcast(mine.copy(), root) == rows[root]).all()
+        for count in (3, 1_000_000):
+            sent = comm.isend(np.full(count, rank), (rank + 1) % n, tag=count)
+            got = comm.recv((rank - 1) % n, tag=count)
+            sent.wait()
+            assert got.size == count and (got == (rank - 1) % n).all()
+        comm.barrier()
+        tell([socket.gethostname(), comm.local.size, comm.local.rank])
+    """
+    expected = [[f"h{h + 1}", ranks, local] for h in range(number) for local in range(ranks)]
+    assert told(number, ranks, program) == [expected]
+
+
+def test_sums_of_hosts_are_added_in_the_documented_orders():
+    """Small and large, in all three orders: the bits of one process that adds in that order."""
+    program = """
+        for count in (5, 300_001):
+            x = [np.random.default_rng(r).standard_normal(count, np.float32) for r in range(n)]
+            orders = {
+                None: (x[0] + x[1]) + (x[2] + x[3]),
+                "rank": ((x[0] + x[1]) + x[2]) + x[3],
+            }
+            for order, total in orders.items():
+                got = comm.all_reduce(x[rank].copy(), order=order)
+                assert got.tobytes() == total.tobytes(), (count, order)
+            same = [comm.all_reduce(x[rank].copy(), algorithm=a).tobytes()
+                    for a in ("ring", "ring_gather")]
+            assert same[0] == same[1]
+            tell(comm.explain("all_reduce", count * 4).split()[7])
+    """
+    assert told(2, 2, program) == [["hierarchical_gather"] * 4, ["hierarchical"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "algorithm", "dtype", "share"),
+    [
+        (2, 1, "ring", "float32", 1),
+        (3, 1, "ring", "float32", 4 / 3),
+        (2, 2, "ring", "float32", 1.5),
+        (2, 2, "hierarchical", "float32", 1),
+        (3, 2, "hierarchical", "float32", 4 / 3),
+        (2, 2, "hierarchical", "float16", 1.5),
+    ],
+)
+def test_a_host_sends_no_more_bytes_than_the_algorithm_needs(
+    number, ranks, algorithm, dtype, share
+):
+    """2(h−1)/h of S, in a ring 2(n−1)/n; sums of hosts that are narrow travel as float32."""
+    program = f"""
+        x = np.ones(4_000_000, {dtype!r})
+        sent = sent_by(lambda: comm.all_reduce(x, algorithm={algorithm!r}))
+        assert (x == n).all()
+        tell(sent / x.nbytes)
+    """
+    for sent in told(number, ranks, program)[0]:
+        assert share <= sent < 1.05 * share
+
+
+def test_different_calls_raise_on_all_hosts_and_name_both():
+    program = """
+        x = np.ones(10)
+        try:
+            if rank == 0:
+                comm.all_reduce(x)       # here
+            else:
+                comm.broadcast(x)        # there
+        except pycomm.MismatchError as error:
+            assert (x == 1).all()
+            tell_all = str(error)
+        print(json.dumps([rank, tell_all]), flush=True)
+    """
+    result = run(2, 2, program)
+    lines = (START + textwrap.dedent(program)).splitlines()
+    here, there = (
+        next(i for i, line in enumerate(lines, 1) if word in line) for word in ("# here", "# there")
+    )
+    answers = dict(map(json.loads, result.stdout.splitlines()))
+    assert sorted(answers) == [0, 1, 2, 3], result.stderr
+    for text in answers.values():
+        assert "rank 0: all_reduce(op='sum', float64, elements=10" in text
+        assert f"<string>:{here}" in text
+        assert "rank 3: broadcast(root=0, float64, elements=10" in text
+        assert f"<string>:{there}" in text
+
+
+@pytest.mark.parametrize("raising", [0, 3])
+def test_a_rank_that_raises_ends_the_job_on_all_hosts(raising):
+    program = f"""
+        if rank == {raising}:
+            raise ValueError("seven")
+        comm.all_reduce(np.ones(100_000))
+        time.sleep(60)
+    """
+    start = time.perf_counter()
+    result = run(2, 2, program)
+    assert result.returncode != 0
+    assert "ValueError: seven" in result.stderr
+    assert f"rank {raising} of 4 raised ValueError: the job ends" in result.stderr
+    assert time.perf_counter() - start < 10
+
+
+def test_hosts_leave_nothing_behind():
+    require()
+    names = Path("/etc/hosts").read_bytes()
+    with hosts(2) as network:
+        network.mpirun(1, "-c", "pass")
+        assert exists(network.first_process)
+    assert not exists(network.first_process)
+    assert Path("/etc/hosts").read_bytes() == names
+    assert not Path("/run/netns/h1").exists()
+
+
+def test_hosts_end_when_their_maker_is_killed():
+    require()
+    program = """
+        from tests.hosts.network import hosts
+        with hosts(2) as network:
+            print(network.first_process, flush=True)
+            network.mpirun(1, "-c", "import time; time.sleep(60)")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    maker = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+    first = int(maker.stdout.readline())
+    time.sleep(0.5)
+    assert exists(first)
+    maker.kill()
+    maker.communicate()
+    deadline = time.monotonic() + 10
+    while exists(first) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not exists(first)
+
+
+def exists(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
