@@ -25,9 +25,9 @@ _STYLES: dict[str, dict[str, Any]] = {
     "pycomm-alloc": {"color": "#17a2d8", "linewidth": 2.4, "marker": "o", "zorder": 4},
     "gloo": {"color": "#d1495b", "marker": "s"},
     "deepspeed": {"color": "#8f5fbf", "marker": "^"},
-    "limit": {"color": "#555555", "linestyle": "--"},
+    "limit": {"color": "#555555", "linestyle": "--", "marker": "."},
 }
-_MPI_COLORS = ("#e08e0b", "#7a9a01", "#8c6d46", "#c2185b")
+_MPI_COLORS = {" XHC": "#7a9a01", "Open MPI": "#e08e0b", "MPICH": "#8c6d46", "": "#c2185b"}
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
@@ -93,12 +93,13 @@ def _draw_bandwidth(axes: Axes, found: dict[str, list[Record]]) -> None:
 def _styled(
     found: dict[str, list[Record]],
 ) -> list[tuple[str, list[Record], dict[str, Any]]]:
-    colors = iter(_MPI_COLORS * len(found))
     base = {"linewidth": 1.5, "markersize": 4}
-    return [
-        (name, points, base | (_STYLES.get(name) or {"color": next(colors), "marker": "D"}))
-        for name, points in found.items()
-    ]
+    return [(name, points, base | _style(name)) for name, points in found.items()]
+
+
+def _style(name: str) -> dict[str, Any]:
+    color = next(color for part, color in _MPI_COLORS.items() if part in name)
+    return _STYLES.get(name) or {"color": color, "marker": "D"}
 
 
 def _size_axis(axes: Axes, found: dict[str, list[Record]]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.peers import PEERS
@@ -46,40 +47,49 @@ def competes(record: Record) -> bool:
     return record.impl in PEERS and PEERS[record.impl].competes
 
 
-def ratios(runs: Sequence[Run], where: tuple, impl: str) -> dict[int, tuple[str, float]]:
-    """Return size → (best peer, its time over impl's), each ratio within one run.
+def limits(record: Record) -> bool:
+    """Say whether a record is what the machine allows."""
+    return record.impl == "limit"
 
-    Runs are paired: a peer is only ever compared with what ran in turn with it.
+
+def ratios(
+    runs: Sequence[Run], where: tuple, impl: str, others: Callable[[Record], bool] = competes
+) -> dict[int, tuple[str, float]]:
+    """Return size → (the fastest of the others, its time over impl's).
+
+    Runs are paired: a ratio is of two that took turns in one run.
     """
     best: dict[int, tuple[str, float]] = {}
     for _, records in runs:
         here = [r for r in records if r.where == where]
         own = {r.size_bytes: r.t_med_us for r in here if r.impl == impl}
-        for peer in (r for r in here if competes(r) and r.size_bytes in own):
-            ratio = peer.t_med_us / own[peer.size_bytes]
-            if ratio < best.get(peer.size_bytes, ("", math.inf))[1]:
-                best[peer.size_bytes] = (label(peer), ratio)
+        for other in (r for r in here if others(r) and r.size_bytes in own):
+            ratio = other.t_med_us / own[other.size_bytes]
+            if ratio < best.get(other.size_bytes, ("", math.inf))[1]:
+                best[other.size_bytes] = (label(other), ratio)
     return dict(sorted(best.items()))
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return it."""
-    values = list(values)
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def table(runs: Sequence[Run]) -> list[str]:
-    """Return lines that say, for every size, which peer is best and how far behind pycomm."""
-    lines = []
+    """Return lines that say, for every size, who comes closest to pycomm, and how far it is."""
+    lines = [
+        f"{'op':<16}{'ranks':>5}  {'impl':<18}{'size(B)':>12}  {'other':<22}{'other/impl':>12}"
+    ]
     for where in places(runs):
-        op, dtype, redop, _, place, ranks = where
-        lines.append(f"# {op} {dtype} {redop} {place}, {ranks} ranks")
-        lines.append(f"{'impl':<18}{'size(B)':>12}  {'best peer':<24}{'times ahead':>12}")
-        for impl in (name for name, cls in PEERS.items() if not cls.competes):
-            found = ratios(runs, where, impl)
-            for size, (peer, ratio) in found.items():
-                lines.append(f"{impl:<18}{size:>12}  {peer:<24}{ratio:>12.2f}")
-            if found and impl != "limit":
-                mean = geometric_mean(ratio for _, ratio in found.values())
-                lines.append(f"{impl:<18}{'all':>12}  {'geometric mean':<24}{mean:>12.2f}")
+        for impl in (name for name in PEERS if name.startswith("pycomm")):
+            ahead = ratios(runs, where, impl)
+            rows = [(str(size), *found) for size, found in ahead.items()]
+            if ahead:
+                mean = statistics.geometric_mean(ratio for _, ratio in ahead.values())
+                rows.append(("all", "geometric mean", mean))
+            limit = ratios(runs, where, impl, limits)
+            rows += [(str(size), *found) for size, found in limit.items()]
+            lines += [
+                _line(where[0], str(where[-1]), impl, size, other, f"{ratio:.2f}")
+                for size, other, ratio in rows
+            ]
     return lines
+
+
+def _line(op: str, ranks: str, impl: str, size: str, other: str, ratio: str) -> str:
+    return f"{op:<16}{ranks:>5}  {impl:<18}{size:>12}  {other:<22}{ratio:>12}"

@@ -7,6 +7,7 @@ from functools import reduce
 import numpy as np
 
 from pycomm.arrays import numpy_dtype
+from pycomm.errors import UnsupportedError
 from pycomm.types import DTYPES
 
 PERIOD = 65_537
@@ -45,9 +46,14 @@ class Pattern:
         dtype: of the elements.
         redop: what `reduced` is to be exact for; "none" if nothing is reduced.
         ranks: how many there are.
+
+    Raises:
+        UnsupportedError: no average over so many ranks is exact in the dtype.
     """
 
     def __init__(self, dtype: str, redop: str, ranks: int):
+        if redop == "avg" and ranks > largest_exact(dtype):
+            raise UnsupportedError(f"avg over {ranks} ranks is not exact in {dtype}: use sum")
         integers = _inputs(redop, ranks, largest_exact(dtype))
         self._inputs = _converted(integers, dtype, redop)
         self._result = self._inputs[0]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 import pycomm
 from bench import environment, records, report
 from bench.memory import Memory
@@ -49,6 +51,7 @@ class Runner:
     def __init__(self, options: Options):
         self._options = options
         self._ranks = Ranks()
+        _check(options, self._ranks.size)
         self._missing: dict[str, str] = {}
         self._peers: dict[str, Peer] = {}
         for name in options.impl:
@@ -187,3 +190,10 @@ class Runner:
         if self._ranks.rank == 0:
             for line in lines:
                 print(line, flush=True)
+
+
+def _check(options: Options, ranks: int) -> None:
+    if options.root >= ranks:
+        raise click.UsageError(f"--root {options.root} is not one of {ranks} ranks")
+    if ranks % 2 and any(op.message for op in options.ops):
+        raise click.UsageError(f"messages are between pairs: {ranks} ranks are an odd number")

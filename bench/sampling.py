@@ -99,7 +99,7 @@ def _calibrate(batch: Batch, ranks: Ranks, sample_us: float) -> tuple[int, float
     """Return how many operations make a sample, and how long it takes in microseconds."""
     operations = 1
     while True:
-        fastest_ns = min(_sample(batch, operations, ranks) for _ in range(3))
+        fastest_ns = min(_sample(batch, operations, ranks) for _ in range(5))
         took_us = ranks.largest(fastest_ns / 1e3)
         if took_us >= sample_us or operations == _MOST_OPERATIONS:
             return operations, took_us

@@ -74,6 +74,10 @@ class Gloo(Peer):
         """End the process group."""
         self._dist.destroy_process_group()
 
+    def _single(self, name: str, before: str) -> Any:
+        """Return the function on single tensors, under the name that this torch has it by."""
+        return getattr(self._dist, f"{name}_single", None) or getattr(self._dist, name + before)
+
     def _op(self, case: Case) -> Any:
         if case.redop not in _OPS:
             raise UnsupportedError(f"gloo has no {case.redop}")
@@ -86,10 +90,10 @@ class Gloo(Peer):
         return partial(self._dist.reduce, x, case.root, self._op(case))
 
     def _reduce_scatter(self, case: Case, x: Any, out: Any) -> Call:
-        return partial(self._dist.reduce_scatter_tensor, out, x, self._op(case))
+        return partial(self._single("reduce_scatter", "_tensor"), out, x, self._op(case))
 
     def _all_gather(self, case: Case, x: Any, out: Any) -> Call:
-        return partial(self._dist.all_gather_into_tensor, out, x)
+        return partial(self._single("all_gather", "_into_tensor"), out, x)
 
     def _all_to_all(self, case: Case, x: Any, out: Any) -> Call:
         return partial(self._dist.all_to_all_single, out, x)

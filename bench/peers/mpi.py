@@ -94,7 +94,7 @@ class Mpi(Peer):
     def _reduce_scatter(self, case: Case, buffers: Buffers) -> list[Any]:
         if case.place == "in":
             raise UnsupportedError("MPI leaves an in-place reduce_scatter at the buffer's start")
-        ends = self._buffer(case, buffers.x), self._buffer(case, buffers.out)
+        ends = self._each(case, buffers.x), self._buffer(case, buffers.out)
         return [self._comm.Reduce_scatter_block, *ends, self._op(case)]
 
     def _all_gather(self, case: Case, buffers: Buffers) -> list[Any]:
