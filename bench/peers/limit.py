@@ -8,7 +8,8 @@ import numpy as np
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, UnsupportedError, peer
+from bench.peers.base import Call, Peer, peer
+from pycomm import UnsupportedError
 
 _SMALLEST_BYTES = 256 << 10
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, UnsupportedError, peer
+from bench.peers.base import Call, Peer, peer
 from bench.ranks import Ranks
+from pycomm import UnsupportedError
 
 _TYPES = {
     "bool": "C_BOOL",

@@ -7,8 +7,9 @@ from typing import Any
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, UnavailableError, UnsupportedError, as_tensor, peer
+from bench.peers.base import Call, Peer, UnavailableError, as_tensor, peer
 from bench.ranks import Ranks
+from pycomm import UnsupportedError
 
 
 @peer("pycomm")
