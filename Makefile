@@ -22,7 +22,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-one test-mpi lint format clean
+.PHONY: help setup train test test-one test-mpi bench lint format clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	@PYCOMM_SHARED_MEMORY=0 PYCOMM_ORDER=rank PYCOMM_MAX_MESSAGE_BYTES=100003 \
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
+
+bench: ## times pycomm and others on 2 and 4 ranks; ARGS go to bench/suite.py
+	$(MAKE) MPI=openmpi .venv/.peers
+	$(MAKE) MPI=mpich setup
+	.venv/bin/python bench/suite.py $(ARGS)
 
 lint: pycomm/_native.pyi ## every check of style, types, layers and docstrings
 	$(BIN)/ruff check
@@ -87,6 +92,11 @@ $(VENV)/.installed: Makefile pyproject.toml setup.py constraints.txt CMakeLists.
 
 $(VENV)/.built: $(VENV)/.installed $(shell find csrc)
 	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# Without isolation, so that DeepSpeed finds the torch that is there.
+$(VENV)/.peers: $(VENV)/.built
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[bench,peers]"
 	@touch $@
 
 # The types of the extension's functions, for mypy.

@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 PACKAGE = sorted((ROOT / "pycomm").rglob("*.py"))
 SOURCES = [
     file
-    for folder in ("pycomm", "csrc", "tests")
+    for folder in ("pycomm", "csrc", "bench", "tests")
     for file in sorted((ROOT / folder).rglob("*"))
     if file.suffix in {".py", ".h", ".cpp", ".cu"}
 ]

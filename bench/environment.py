@@ -1,0 +1,117 @@
+"""The header: what was measured with what, on what; and nothing else of the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.ranks import Ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_XHC = "OMPI_MCA_coll_xhc_priority"
+_THREADS = ("single", "funneled", "serialized", "multiple")
+
+
+def describe(ranks: Ranks, peers: Iterable[str], missing: dict[str, str]) -> dict[str, Any]:
+    """Return the meta record; collective.
+
+    Args:
+        ranks: who takes part.
+        peers: names and versions of the implementations.
+        missing: implementation → why it is not measured.
+    """
+    affinity = ranks.gathered(sorted(os.sched_getaffinity(0)))
+    local = ranks.comm.local.size
+    crowded = ranks.gathered(local > len(os.sched_getaffinity(0)))
+    return {
+        "record": "meta",
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "argv": sys.argv,
+        "versions": versions(),
+        "mpi": mpi_name(ranks.mpi),
+        "mpi_threads": _THREADS[ranks.mpi.Query_thread()],
+        "transport": ranks.comm.explain("all_reduce", 1 << 20),
+        "machine": machine(),
+        "cores": os.cpu_count(),
+        "ranks": ranks.size,
+        "hosts": ranks.hosts,
+        "affinity": [spans(cores) for cores in affinity],
+        "oversubscribed": any(crowded),
+        "peers": [p for p in peers if p],
+        "missing": missing,
+    }
+
+
+def header(meta: dict[str, Any]) -> list[str]:
+    """Return the meta record as lines that begin with #."""
+    each = ", ".join(f"{rank}: {cores}" for rank, cores in enumerate(meta["affinity"]))
+    pairs = " ".join(f"{name} {number}" for name, number in meta["versions"].items())
+    lines = [
+        f"argv: {' '.join(meta['argv'])}",
+        f"commit: {meta['commit']}, {meta['time']}",
+        f"versions: {pairs}",
+        f"mpi: {meta['mpi']}, threads {meta['mpi_threads']}",
+        f"transport: {meta['transport']}",
+        f"machine: {meta['machine']}",
+        f"ranks: {meta['ranks']} on {meta['hosts']} host(s), cores: {meta['cores']}, "
+        f"oversubscribed: {'yes' if meta['oversubscribed'] else 'no'}",
+        f"affinity: {each}",
+        f"peers: {', '.join(meta['peers'])}",
+        *(f"not measured: {name}: {reason}" for name, reason in meta["missing"].items()),
+    ]
+    return [f"# {line}" for line in lines]
+
+
+def versions() -> dict[str, str]:
+    """Return those of what takes part; of packages, if they are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("pycomm", "numpy", "mpi4py", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def mpi_name(mpi: Any) -> str:
+    """Return the library's name and version, and XHC if this run prefers that component."""
+    text = mpi.Get_library_version()
+    match = re.match(r"([A-Za-z() ]+?)(?: Library)?(?:\s*[Vv]ersion)?:?\s*v?(\d[\w.]*)", text)
+    name = f"{match[1].strip()} {match[2]}" if match else text.split("\n")[0].strip()
+    return f"{name} XHC" if int(os.environ.get(_XHC, "0")) >= 100 else name
+
+
+def commit() -> str:
+    """Return the commit of this repository, and whether files differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--dirty=, modified"]
+    try:
+        result = subprocess.run(git, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def machine() -> str:
+    """Return processor, memory and kernel."""
+    info = Path("/proc/cpuinfo").read_text()
+    match = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = match[1] if match else platform.machine()
+    return f"{name}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def spans(cores: list[int]) -> str:
+    """Return cores as spans, such as 0-3,8."""
+    starts = [c for c in cores if c - 1 not in cores]
+    ends = [c for c in cores if c + 1 not in cores]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends))

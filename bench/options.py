@@ -1,0 +1,75 @@
+"""The options that collectives.py and p2p.py share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.operations import Operation
+from bench.peers import PEERS
+from bench.runner import Options, Runner
+from bench.sizes import Names, Sizes
+from pycomm.types import DTYPES
+
+SETTINGS = {"show_default": True, "max_content_width": 100}
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def shared(
+    known: Mapping[str, Operation], ops: str, sizes: str, impl: str
+) -> Callable[[Callable], Callable]:
+    """Return a decorator that gives a command these options, with its own defaults."""
+    options = [
+        click.option("--op", "ops", type=Names(known), default=ops, help=f"Of {_list(known)}."),
+        click.option("--sizes", type=Sizes(), default=sizes, help="Bytes; or a list: 4,32K,25M."),
+        click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32"),
+        click.option("--impl", type=Names(PEERS), default=impl, help=f"Of {_list(PEERS)}."),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0, min_open=True),
+            default=0.5,
+            help="For each implementation and size.",
+        ),
+        click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds."),
+        click.option(
+            "--sample-us",
+            type=click.FloatRange(0, min_open=True),
+            default=200.0,
+            help="A sample is as many operations back to back as take this long.",
+        ),
+        click.option("--format", type=click.Choice(["table", "nccl"]), default="table"),
+        click.option("--json", type=FILE, help="Write JSON Lines here."),
+        click.option("--plot", type=FILE, help="Draw time and bandwidth here, as PNG, SVG or PDF."),
+        click.option(
+            "--plant", type=int, help="Falsify this element of a result: the run has to fail."
+        ),
+    ]
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def run(known: Mapping[str, Operation], ops: list[str], **options: Any) -> None:
+    """Run what the command line asks for, and exit: 1 if an element was wrong."""
+    chosen = Options(ops=[known[name] for name in ops], **options)
+    sys.exit(Runner(chosen).run())
+
+
+def share_cores() -> None:
+    """Give each rank its share of the cores for OpenMP, before torch reads how many that is."""
+    local = next((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))

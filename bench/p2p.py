@@ -1,0 +1,30 @@
+"""Times messages between pairs of ranks: mpirun -np 2 python bench/p2p.py [OPTIONS]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import click
+
+from bench import options
+from bench.operations import MESSAGES
+
+
+@click.command(context_settings=options.SETTINGS)
+@options.shared(MESSAGES, "ping_pong,stream", "4:100M:4", "pycomm,pycomm-alloc,mpi4py,gloo")
+def main(**chosen: Any) -> None:
+    """Time messages of pycomm, MPI and Gloo in turn, each size verified first.
+
+    Ranks 0 and 1 are a pair, 2 and 3, …; all pairs play at once. ping_pong is half a round trip;
+    stream is one of 16 messages one way, back to back, with an answer after the last.
+    """
+    options.run(MESSAGES, redop="none", root=-1, place=None, **chosen)
+
+
+if __name__ == "__main__":
+    options.share_cores()
+    main()
