@@ -42,25 +42,25 @@ void bind_kernels(nb::module_& m) {
   m.def("level", &cpu::level, "The instruction level in use: plain, avx2 or avx512.");
   m.def("use_level", &cpu::use_level, "name"_a, "Use another instruction level; for tests.");
   m.def("widen",
-        [](uintptr_t x, uintptr_t partial, size_t count, int dtype, int op, double factor) {
+        [](uintptr_t x, uintptr_t partial, size_t count, int dtype, uintptr_t op, double factor) {
           const auto r = reduction(dtype, op, factor, 1);
           nb::gil_scoped_release release;
           cpu::loops(r).widen(at<void>(x), at<void>(partial), count, r);
         });
   m.def("accumulate",
-        [](uintptr_t partial, uintptr_t x, size_t count, int dtype, int op, double factor) {
+        [](uintptr_t partial, uintptr_t x, size_t count, int dtype, uintptr_t op, double factor) {
           const auto r = reduction(dtype, op, factor, 1);
           nb::gil_scoped_release release;
-          cpu::loops(r).accumulate(at<void>(partial), at<void>(x), count, r);
+          cpu::accumulate(at<void>(partial), at<void>(x), count, r);
         });
   m.def("finish",
-        [](uintptr_t partial, uintptr_t out, size_t count, int dtype, int op, int inputs) {
+        [](uintptr_t partial, uintptr_t out, size_t count, int dtype, uintptr_t op, int inputs) {
           const auto r = reduction(dtype, op, 1.0, inputs);
           nb::gil_scoped_release release;
           cpu::loops(r).finish(at<void>(partial), at<void>(out), count, r);
         });
   m.def("reduce", [](const std::vector<uintptr_t>& inputs, uintptr_t output, size_t count,
-                     int dtype, int op, double factor) {
+                     int dtype, uintptr_t op, double factor) {
     const auto r = reduction(dtype, op, factor, int(inputs.size()));
     if (inputs.empty()) throw std::invalid_argument("a reduction needs an input");
     void* out = at<void>(output);
@@ -89,6 +89,7 @@ NB_MODULE(_native, m) {
   bind_memory(m);
   bind_waits(m);
   bind_board(m);
+  bind_exchange(m);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
   m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {

@@ -21,6 +21,7 @@ void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
+void bind_exchange(nb::module_&);
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.
@@ -37,6 +38,12 @@ class GilIdle : public shm::Idle {
     if (PyErr_CheckSignals()) throw nb::python_error();
     park();
   }
+  void late(int rank, int peer, double waited_s) override {
+    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    on_late(rank, peer, waited_s);
+    park();
+  }
+  static inline nb::callable& on_late = *new nb::callable;  // (rank, peer, seconds); never freed
 
  private:
   PyThreadState* saved_ = nullptr;
@@ -47,10 +54,13 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-inline cpu::Reduction reduction(int dtype, int op, double factor, int inputs) {
-  if (dtype < 0 || dtype > 16 || op < 0 || op > 8)
+// `op` is the code of an operation, or the address of a user's fold, which no code can be.
+inline cpu::Reduction reduction(int dtype, uintptr_t op, double factor, int inputs) {
+  const bool builtin = op < cpu::kBuiltinOps;
+  if (dtype < 0 || dtype > 16 || (!builtin && op < 4096))
     throw std::invalid_argument("dtype or op code out of range");
-  cpu::Reduction r{dtype, op, factor, inputs};
+  cpu::Reduction r{dtype, builtin ? int(op) : cpu::kBuiltinOps, factor, inputs,
+                   builtin ? nullptr : reinterpret_cast<cpu::Fold>(op)};
   if (!cpu::loops(r).widen)
     throw std::invalid_argument("the operation does not exist on the dtype");
   return r;

@@ -6,6 +6,7 @@ namespace pycomm {
 
 void bind_board(nb::module_& m) {
   using shm::Board;
+  m.def("call_when_late", [](nb::callable function) { GilIdle::on_late = function; });
   nb::class_<Board> board(m, "Board");
   board
       .def_static(
@@ -39,7 +40,7 @@ void bind_board(nb::module_& m) {
              shm::barrier(b, fingerprint, idle);
            })
       .def("all_reduce",
-           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, int op,
+           [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, uintptr_t op,
               double factor) {
              const auto r = reduction(dtype, op, factor, b.size());
              GilIdle idle;
@@ -60,7 +61,7 @@ void bind_board(nb::module_& m) {
            })
       .def("reduce_scatter",
            [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
-              const std::vector<size_t>& offsets, int dtype, int op, double factor) {
+              const std::vector<size_t>& offsets, int dtype, uintptr_t op, double factor) {
              const auto& o = checked(offsets, b.size());
              const auto r = reduction(dtype, op, factor, b.size());
              GilIdle idle;

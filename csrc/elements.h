@@ -118,12 +118,14 @@ PYCOMM_ELEMENT(c128, WideFloat<Complex<double>, Family::complex>);
 
 // ---- operations
 
-enum class Op : int { sum, avg, prod, min, max, band, bor, bxor, premul_sum };
-constexpr int kOps = 9;
+// `user` is a function that is no loop of ours: only the way into the accumulator and out of it is.
+enum class Op : int { sum, avg, prod, min, max, band, bor, bxor, premul_sum, user };
+constexpr int kOps = 10;
 
 PYCOMM_INLINE constexpr bool exists(Op op, Family family) {
   bool bitwise = op == Op::band || op == Op::bor || op == Op::bxor,
        order = op == Op::min || op == Op::max;
+  if (op == Op::user) return true;
   switch (family) {
     case Family::boolean:
       return bitwise || order;

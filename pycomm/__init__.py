@@ -14,9 +14,11 @@ from pycomm.errors import (
     DeadlockError,
     DepartedError,
     MismatchError,
+    MissingError,
     RankFailedError,
     UnsupportedError,
 )
+from pycomm.kernels.numba_ops import reduce_op
 from pycomm.startup import init
 from pycomm.transport.mailbox import ANY
 from pycomm.types import ReduceOp, premul_sum
@@ -44,6 +46,7 @@ __all__ = [
     "DeadlockError",
     "DepartedError",
     "MismatchError",
+    "MissingError",
     "ModelParallelTrainer",
     "RankFailedError",
     "ReduceOp",
@@ -51,6 +54,7 @@ __all__ = [
     "Work",
     "init",
     "premul_sum",
+    "reduce_op",
 ]
 
 

@@ -163,7 +163,8 @@ def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = N
     flat = np.empty(nbytes, np.uint8) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
     if as_tensor:
         torch = importlib.import_module("torch")
-        array = torch.from_numpy(flat).view(torch_dtype(dtype)).view(shape)
+        bits = torch.from_numpy(flat) if nbytes else torch.empty(0, dtype=torch.uint8)
+        array = bits.view(torch_dtype(dtype)).view(shape)
     else:
         array = flat.view(numpy_dtype(dtype)).reshape(shape)
     return view(array)

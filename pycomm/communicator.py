@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pycomm import _native, arrays
-from pycomm.arrays import View, is_tensor, view
+from pycomm.arrays import is_tensor, view
+from pycomm.collectives import Collectives
 from pycomm.config import Config
-from pycomm.dispatch import Dispatcher, returned
-from pycomm.errors import ArgumentError
+from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.links import Links
+from pycomm.messages import Messages
 from pycomm.observe.stats import Stats
-from pycomm.shapes import gathered, scattered
+from pycomm.shapes import checked_rank, gathered, scattered
 from pycomm.transport.job import Job
-from pycomm.transport.mailbox import ANY
 from pycomm.transport.mpi import MpiWire, import_mpi
 from pycomm.transport.shm import NeverQuick
 from pycomm.types import DTYPES, ReduceOp, resolve_op
-from pycomm.work import Transfer, Work
 from pycomm.world import World
 
 
-class Communicator:
+class Communicator(Collectives, Messages):
     """A group of ranks that communicate; made by `pycomm.init`, `from_mpi` and `split`.
 
     Collectives must be called by all ranks in the same order; they take NumPy arrays and torch CPU
@@ -85,7 +84,8 @@ class Communicator:
 
         Args:
             x: an array of the same dtype and number of elements on every rank.
-            op: "sum", "avg", "prod", "min", "max", "band", "bor", "bxor", or premul_sum(factor).
+            op: "sum", "avg", "prod", "min", "max", "band", "bor", "bxor",
+                premul_sum(factor), or reduce_op(function).
             async_op: return a Work at once.
             algorithm: for instance "ring"; None chooses, see `explain`.
             order: "rank" adds in rank order between hosts, too.
@@ -111,7 +111,12 @@ class Communicator:
         if not async_op and algorithm is None and self._quick.quick_broadcast(x, root):
             return x
         target = view(x, result=self.rank != root)
-        job = Job("broadcast", target.dtype, output=target, root=self._checked_rank(root, "root"))
+        job = Job(
+            "broadcast",
+            target.dtype,
+            output=target,
+            root=checked_rank(root, "root", self.rank, self.size),
+        )
         return self._collectives.start(job, x, async_op, algorithm)
 
     def all_gather(
@@ -197,51 +202,6 @@ class Communicator:
         payload = self.all_gather(data, counts=counts)
         return [pickle.loads(part) for part in np.split(payload, np.cumsum(counts)[:-1])]
 
-    # ---- point to point
-
-    def send(self, x: Any, dst: int, tag: int = 0) -> None:
-        """Send an array to rank `dst`; returns when `x` may be reused."""
-        with self._stats.timed():
-            self.isend(x, dst, tag).wait()
-
-    def recv(self, src: int, tag: int = 0, out: Any = None) -> Any:
-        """Receive an array from rank `src`, or from anyone (`pycomm.ANY`).
-
-        Returns:
-            `out`, or if it is None a new array of the kind, dtype and shape that were sent.
-
-        Raises:
-            MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
-        """
-        with self._stats.timed():
-            return self.irecv(src, tag, out).wait()
-
-    def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
-        """Start to send; `x` must not change until `wait()` of the Work has returned."""
-        self._collectives.check()
-        peer, source = self._ranks[self._checked_rank(dst, "dst")], view(x)
-        self._stats.bytes_sent += source.nbytes
-        mailbox = self._world.mailbox
-        sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
-        what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
-        return Transfer(sent.test, self._waiter(dst, what), lambda: None)
-
-    def irecv(self, src: int, tag: int = 0, out: Any = None) -> Work:
-        """Start to receive, in any order of posting; the Work's result is the array."""
-        self._collectives.check()
-        peer = src if src == ANY else self._checked_rank(src, "src")
-        target = None if out is None else view(out, result=True)
-        received = self._world.mailbox.receive(self._context, peer, tag, target)
-
-        def finish() -> Any:
-            if received.error:
-                raise received.error
-            return returned(received.data, out)
-
-        origin = "anyone" if src == ANY else f"rank {src}"
-        what = f"rank {self.rank} receives from {origin} with tag {tag}"
-        return Transfer(received.test, self._waiter(peer, what, received.unmatched), finish)
-
     # ---- memory, groups, life
 
     def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
@@ -292,11 +252,12 @@ class Communicator:
 
     def close(self) -> None:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
-        self._collectives.close()
-        self.depart()
-        self._links.close()
-        self._quick = NeverQuick()
-        self._world.mailbox.forget(self._context)
+        if not self._collectives.closed:
+            self._collectives.close()
+            self.depart()
+            self._links.close()
+            self._quick = NeverQuick()
+            self._world.mailbox.forget(self._context)
 
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
@@ -318,28 +279,3 @@ class Communicator:
 
     def __repr__(self) -> str:
         return f"<Communicator: rank {self.rank} of {self.size}>"
-
-    # ---- what the operations share
-
-    def _checked_rank(self, rank: int, name: str) -> int:
-        if not 0 <= rank < self.size:
-            raise ArgumentError(f"rank {self.rank}: {name}={rank} is not one of 0…{self.size - 1}")
-        return rank
-
-    def _waiter(
-        self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
-    ) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._links.patience.until(
-            ready, peer, what, timeout, only_peer
-        )
-
-    def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
-        if out is None:
-            return arrays.empty(shape, source.dtype, as_tensor)
-        target = view(out, result=True)
-        if tuple(out.shape) != shape or target.dtype != source.dtype:
-            raise ArgumentError(
-                f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "
-                f"result has {shape} of {source.dtype.name}"
-            )
-        return target

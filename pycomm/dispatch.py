@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from pycomm.tuning import Choice, choose
 from pycomm.world import World
 
 _NOTE_BYTES = 512
+
+Part = Callable[..., Any]
+"""Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
 
 
 def returned(result: View, out: Any) -> Any:
@@ -49,7 +53,7 @@ class Dispatcher:
         self._kernels = kernels
         self._stats = stats
         self._engine = Engine(name, self._asynchronous)
-        self._closed = False
+        self.closed = False
         self._failure: BaseException | None = None
 
     def start(
@@ -66,16 +70,26 @@ class Dispatcher:
             out: the caller's array for the result, None for job.output's own.
         """
         self.check()
-        chosen = self.choose(job.kind, job.nbytes, algorithm, order).algorithm
-        job.fingerprint = fingerprint(job, chosen.name)
-        behind = self._engine.busy()
-        self._allow_quick(not async_op and not behind)
-        if async_op or behind:
-            site = call_site()
-            work = self._engine.submit(lambda: self._run(job, chosen, out, site))
-            return work if async_op else work.wait()
-        with self._stats.timed():
-            return self._run(job, chosen, out)
+        chosen = self._prepare(job, algorithm, order)
+        return self._in_turn(lambda site: self._run(job, chosen, out, site), async_op)
+
+    def start_parts(self, parts: Callable[[Part], Any], async_op: bool = False) -> Any:
+        """Run an operation that consists of several collectives; behind all earlier ones.
+
+        Args:
+            parts: does the operation; given a Part, it calls that for each of its collectives, and
+                returns the result. What it raises must be raised by it on every rank.
+        """
+        self.check()
+
+        def run(site: str | None) -> Any:
+            try:
+                return parts(lambda *call: self._run_part(site, *call))
+            except BaseException as error:
+                self._fail(self._failure or error)
+                raise
+
+        return self._in_turn(run, async_op)
 
     def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
         """Choose the algorithm for a call, with the environment's order where it names nothing."""
@@ -86,7 +100,7 @@ class Dispatcher:
     def check(self) -> None:
         """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
         guard.check()
-        if self._closed:
+        if self.closed:
             raise CommError("this communicator was closed")
         if self._failure is not None:
             raise CommError(
@@ -114,20 +128,44 @@ class Dispatcher:
 
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
-        if not self._closed:
-            self._engine.close()
-            self._closed = True
-            del self.transport
+        self._engine.close()
+        self.closed = True
+        del self.transport
 
     def _asynchronous(self, more: int) -> None:
         neighbours = self._world.neighbours
         if neighbours is not None and neighbours.waits is not None:
             neighbours.waits.asynchronous(more)
 
+    def _fail(self, error: BaseException) -> BaseException:
+        """Let all later calls raise, because of `error`."""
+        self._failure = error
+        self._allow_quick(False)
+        return error
+
     def _allow_quick(self, allowed: bool) -> None:
         """Quick calls would overtake the engine."""
         if isinstance(self.transport, SharedMemory):
             self.transport.quick.quick = allowed
+
+    def _prepare(self, job: Job, name: str | None, order: str | None) -> Algorithm:
+        chosen = self.choose(job.kind, job.nbytes, name, order).algorithm
+        job.fingerprint = fingerprint(job, chosen.name)
+        return chosen
+
+    def _in_turn(self, run: Callable[[str | None], Any], async_op: bool) -> Any:
+        """Call `run` behind all earlier operations; with the call site, if that is not now."""
+        behind = self._engine.busy()
+        self._allow_quick(not async_op and not behind)
+        if async_op or behind:
+            site = call_site()
+            work = self._engine.submit(lambda: run(site))
+            return work if async_op else work.wait()
+        with self._stats.timed():
+            return run(None)
+
+    def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
+        return self._run(job, self._prepare(job, name, None), out, site)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace
@@ -136,10 +174,10 @@ class Dispatcher:
                 self._open(job, algorithm)
                 algorithm.run(self.transport, self._kernels, job)
         except MismatchError:
-            self._failure = self._mismatch(describe(job, algorithm.name, site or call_site()))
-            raise self._failure from None
+            note = describe(job, algorithm.name, site or call_site())
+            raise self._fail(self._mismatch(note)) from None
         except BaseException as error:
-            self._failure = error
+            self._fail(error)
             raise
         self._stats.operations += 1
         self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])

@@ -13,6 +13,10 @@ class UnsupportedError(CommError, TypeError):
     """A dtype, operation or kind of array is not supported; the message names an alternative."""
 
 
+class MissingError(CommError, ImportError):
+    """A package that this needs is not installed; the message says how to get it."""
+
+
 class MismatchError(CommError):
     """Ranks of one communicator called different operations; raised on every one of them."""
 

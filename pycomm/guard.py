@@ -24,12 +24,14 @@ _logger = logging.getLogger("pycomm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 TIMEOUT_EXIT_CODE = 86
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
 
 
 def fingerprint(job: Job, algorithm: str) -> int:
     """Return 64 bits that differ for different calls, and are the same in every process."""
     elements = job.elements if isinstance(job.elements, tuple) else (job.elements,)
-    kind = job.kind if algorithm == "direct" else f"{job.kind}/{algorithm}"
+    plain = algorithm == "direct" and not job.part_of
+    kind = job.kind if plain else f"{job.kind}/{algorithm}/{job.part_of}"
     op = job.op.code if job.op.name in OPS[:-1] else _digest(job.op)
     return _native.fingerprint(kind, job.dtype.code, op, job.root, elements)
 
@@ -49,10 +51,13 @@ def call_site(frame: FrameType | None = None) -> str:
 
 def describe(job: Job, algorithm: str, site: str) -> str:
     """Return a call in words, for the error on ranks that made another."""
+    if job.part_of:
+        return f"{job.part_of} at {site}"
     words = [f"op={job.op.name!r}"] if "reduce" in job.kind else []
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
-    words += [f"root={job.root}"] if job.kind == "broadcast" else []
-    words += [job.dtype.name, f"elements={job.elements}", f"algorithm={algorithm!r}"]
+    words += [f"root={job.root}"] if job.kind in ROOTED else []
+    size = "elements" if job.shape is None else "shape"
+    words += [job.dtype.name, f"{size}={job.elements}", f"algorithm={algorithm!r}"]
     return f"{job.kind}({', '.join(words)}) at {site}"
 
 

@@ -92,6 +92,19 @@ class ReduceOp:
         """The code that csrc/elements.h uses."""
         return OPS.index(self.name)
 
+    def on(self, dtype: DType) -> ReduceOp:
+        """Return the operation as it is run on `dtype`.
+
+        Raises:
+            UnsupportedError: it does not exist there; says what to use instead.
+        """
+        allowed = _ALLOWED[dtype.family]
+        if self.name not in allowed:
+            instead = _INSTEAD.get((dtype.family, self.name))
+            advice = instead or "choose one of " + ", ".join(sorted(allowed))
+            raise UnsupportedError(f"op={self.name!r} does not exist on {dtype.name}: {advice}")
+        return self
+
 
 SUM = ReduceOp("sum")
 
@@ -114,11 +127,19 @@ def resolve_op(op: str | ReduceOp, dtype: DType) -> ReduceOp:
     if isinstance(op, str):
         if op not in OPS or op == "premul_sum":
             names = ", ".join(repr(o) for o in OPS[:-1])
-            raise ArgumentError(f"op={op!r} is not one of {names}, pycomm.premul_sum(factor)")
+            more = "pycomm.premul_sum(factor), pycomm.reduce_op(function)"
+            raise ArgumentError(f"op={op!r} is not one of {names}, {more}")
         op = ReduceOp(op)
-    if op.name not in _ALLOWED[dtype.family]:
-        advice = _INSTEAD.get((dtype.family, op.name)) or "choose one of " + ", ".join(
-            sorted(_ALLOWED[dtype.family])
-        )
-        raise UnsupportedError(f"op={op.name!r} does not exist on {dtype.name}: {advice}")
-    return op
+    return op.on(dtype)
+
+
+def op_table() -> str:
+    """Return which operation exists on which dtype, as the Markdown of docs/semantics.md."""
+    head = ["dtype", "bytes", "accumulator", *OPS, "reduce_op"]
+    lines = [head, ["---"] * len(head)]
+    for dtype in DTYPES.values():
+        marks = ["✓" if op in _ALLOWED[dtype.family] else "—" for op in OPS]
+        lines.append([dtype.name, str(dtype.itemsize), dtype.accumulator, *marks, "✓"])
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    advice = [f"- `{op}` on {family}: {text}." for (family, op), text in _INSTEAD.items()]
+    return "\n".join([*table, "", "Where there is none:", "", *advice])

@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +55,26 @@ def mpirun(
         pytest.skip(f"there is no mpirun beside {sys.executable}")
     command = [launcher, "-np", str(ranks), sys.executable, *map(str, args)]
     return run_group(command, timeout, {**SETTINGS, **(env or {})}, cwd)
+
+
+START = """
+import sys, os, time, threading
+import numpy as np
+import pycomm
+comm = pycomm.init(timeout={timeout})
+comm.barrier()
+start = time.perf_counter()
+"""
+
+
+def run(
+    ranks: int, program: str, timeout: float = 20.0, comm_timeout: float = 60.0, **options: Any
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a program on ranks that have `comm`; return its result and the seconds it took."""
+    start = time.perf_counter()
+    code = START.format(timeout=comm_timeout) + textwrap.dedent(program)
+    result = mpirun(ranks, "-c", code, timeout=timeout, **options)
+    return result, time.perf_counter() - start
 
 
 def run_group(

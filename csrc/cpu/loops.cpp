@@ -1,10 +1,7 @@
 // The loops of reduce.h, compiled once for each instruction level: PYCOMM_LEVEL names it.
+#include "cpu/denormals.h"
 #include "cpu/levels.h"
 #include "elements.h"
-
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 // Outputs may be inputs, element on element: no iteration depends on another.
 #if defined(__clang__)
@@ -15,37 +12,6 @@
 
 namespace pycomm {
 namespace {
-
-// Denormals are kept, whatever mode the calling thread is in: torch can switch them off, for some
-// threads.
-class KeepDenormals {
- public:
-#if defined(__SSE__)
-  KeepDenormals() : saved_(_mm_getcsr()) {
-    if (saved_ & kModes) _mm_setcsr(saved_ & ~kModes);
-  }
-  ~KeepDenormals() {
-    if (saved_ & kModes) _mm_setcsr(saved_);
-  }
-
- private:
-  static constexpr unsigned kModes =
-      0x8040 | 0x6000;  // flush-to-zero, denormals-are-zero, rounding
-  unsigned saved_;
-#elif defined(__aarch64__)
-  KeepDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    if (saved_ & kModes) asm volatile("msr fpcr, %0" ::"r"(saved_ & ~kModes));
-  }
-  ~KeepDenormals() {
-    if (saved_ & kModes) asm volatile("msr fpcr, %0" ::"r"(saved_));
-  }
-
- private:
-  static constexpr unsigned long kModes = (1ul << 24) | (3ul << 22);
-  unsigned long saved_;
-#endif
-};
 
 template <class El, Op O>
 struct Loop {
@@ -114,8 +80,10 @@ struct Loop {
 template <DType D, Op O>
 constexpr cpu::Loops loops_of() {
   using El = ElementOf<D>;
-  if constexpr (exists(O, El::family)) {
-    using L = Loop<El, O>;
+  using L = Loop<El, O>;
+  if constexpr (O == Op::user) {
+    return {L::widen, nullptr, L::finish, nullptr, nullptr, nullptr};
+  } else if constexpr (exists(O, El::family)) {
     return {L::widen, L::accumulate, L::finish, L::first_two, L::only_two, L::last};
   } else {
     return {};

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/denormals.h"
 #include "cpu/levels.h"
 
 #if defined(__x86_64__)
@@ -48,11 +49,24 @@ constexpr size_t kItemBytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1, 8,
 constexpr size_t kPartialBytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 4, 4, 4, 8, 4, 4, 8, 16};
 constexpr size_t kBlockBytes = 8192;
 
+// A user's operation on one block of at most kBlockBytes of the accumulator's type.
+void fold_block(const Loops& loop, void* partial, const void* x, size_t count, const Reduction& r) {
+  alignas(64) char wide[kBlockBytes];
+  loop.widen(x, wide, count, r);
+  KeepDenormals mode;
+  r.fold(partial, wide, count);
+}
+
 // One block: all inputs are read before the first output is written, so outputs may be inputs.
 void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out, size_t count,
                   const Reduction& r) {
   alignas(64) char partial[kBlockBytes];
   auto input = [&](int k) { return static_cast<const char*>(in[k]) + at; };
+  if (r.fold) {
+    loop.widen(input(0), partial, count, r);
+    for (int k = 1; k < r.inputs; k++) fold_block(loop, partial, input(k), count, r);
+    return loop.finish(partial, out, count, r);
+  }
   if (r.inputs == 2) return loop.only_two(input(0), input(1), out, count, r);
   if (r.inputs == 1) {
     loop.widen(input(0), partial, count, r);
@@ -96,6 +110,16 @@ void reduce(const void* const* inputs, void* const* outputs, int outputs_count, 
 #if defined(__x86_64__)
   if (streaming) _mm_sfence();
 #endif
+}
+
+void accumulate(void* partial, const void* x, size_t count, const Reduction& r) {
+  const Loops& loop = loops(r);
+  if (!r.fold) return loop.accumulate(partial, x, count, r);
+  const size_t item = kItemBytes[r.dtype], wide = kPartialBytes[r.dtype],
+               block = kBlockBytes / wide;
+  for (size_t i = 0; i < count; i += block)
+    fold_block(loop, static_cast<char*>(partial) + i * wide, static_cast<const char*>(x) + i * item,
+               std::min(block, count - i), r);
 }
 
 void copy(void* to, const void* from, size_t bytes, bool streaming) {

@@ -5,16 +5,24 @@
 
 namespace pycomm::cpu {
 
+// A user's operation on elements of the accumulator's type: partial[i] = f(partial[i], x[i]).
+using Fold = void (*)(void* partial, const void* x, size_t count);
+
+constexpr int kBuiltinOps = 9;  // codes below are loops; this one is the user's fold
+
 // One reduction: element type and operation by their codes in elements.h, the factor of premul_sum,
-// and how many inputs there are in all (avg divides by it).
+// how many inputs there are in all (avg divides by it), and the fold where the operation is a
+// user's.
 struct Reduction {
   int dtype;
   int op;
   double factor = 1.0;
   int inputs = 1;
+  Fold fold = nullptr;
 };
 
-// The loops over one block. Partials have the accumulator's type.
+// The loops over one block. Partials have the accumulator's type. A user's operation has only widen
+// and finish.
 struct Loops {
   void (*widen)(const void* x, void* partial, size_t count, const Reduction&);
   void (*accumulate)(void* partial, const void* x, size_t count, const Reduction&);
@@ -35,6 +43,9 @@ size_t partial_bytes(int dtype);
 // with a fence.
 void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count,
             const Reduction&, bool streaming = false);
+
+// partial = partial op widened(x), for any number of elements.
+void accumulate(void* partial, const void* x, size_t count, const Reduction&);
 
 void copy(void* to, const void* from, size_t bytes, bool streaming = false);
 

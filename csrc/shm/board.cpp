@@ -16,8 +16,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 size_t Board::bytes(int size) {
-  return size_t(size) * (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) +
-                         6 * kSmallBytes) +
+  return size_t(size) *
+             (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
          4096;
 }
 
@@ -26,6 +26,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
       rank_(rank),
       size_(size),
       spins_(crowded ? 20 : 4000),
+      small_bytes_(crowded ? kSmallBytes : kSmallBytes / 16),
       timeout_(timeout),
       peer_slabs_(size) {
   char* at = segment_.data();
@@ -77,9 +78,9 @@ void Board::offer(const void* data, size_t bytes) {
     return;
   }
   mine.place = bytes > kInPlaceBytes ? Slabs::instance().find(data) : Place{};
-  mine.offer = mine.place.serial      ? Offer::slab
-               : bytes <= kSmallBytes ? Offer::staged
-                                      : Offer::ordinary;
+  mine.offer = mine.place.serial       ? Offer::slab
+               : bytes <= small_bytes_ ? Offer::staged
+                                       : Offer::ordinary;
   if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
 }
 
@@ -143,10 +144,13 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
   if (!counter.reached(target)) {
     idle.park();
     if (waits_) waits_->begin();
+    bool warned = false;
     try {
       while (!counter.reached(target)) {
         counter.sleep(target, 5000);
-        check(counter, target, peer, seconds_since(start), idle);
+        const double waited_s = seconds_since(start);
+        check(counter, target, peer, waited_s, idle);
+        if (!warned && waited_s > timeout_ / 2) idle.late(rank_, peer, waited_s), warned = true;
       }
     } catch (...) {
       if (waits_) waits_->end();

@@ -29,6 +29,10 @@ struct Idle {
   virtual void park() {
   }  // the wait became long, or the work is: let other threads of this process run
   virtual void poll() {}  // every few milliseconds; may throw
+  virtual void late(int rank, int peer,
+                    double waited_s) {  // once, when half of the timeout is over
+    (void)rank, (void)peer, (void)waited_s;
+  }
 };
 
 // How a rank offers its data in an opening.
@@ -51,8 +55,8 @@ enum class Path { staged, in_place, pipelined };
 
 class Board {
  public:
-  static constexpr size_t kSmallBytes = size_t(256) << 10;    // staged whole up to here
-  static constexpr size_t kSegmentBytes = size_t(256) << 10;  // pieces beyond
+  static constexpr size_t kSmallBytes = size_t(128) << 10;    // room to stage data whole
+  static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
 
   static size_t bytes(int size);
@@ -88,8 +92,8 @@ class Board {
   void barrier(Idle&);
 
   // Staging for pieces: what a rank brings and what it has made of it, two of each.
-  char* piece_in(int r, size_t k) { return staging(r) + (2 + k % 2) * kSmallBytes; }
-  char* piece_out(int r, size_t k) { return staging(r) + (4 + k % 2) * kSmallBytes; }
+  char* piece_in(int r, size_t k) { return pieces(r) + k % 2 * kSegmentBytes; }
+  char* piece_out(int r, size_t k) { return pieces(r) + (2 + k % 2) * kSegmentBytes; }
 
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);
@@ -116,10 +120,11 @@ class Board {
     Counter epoch;
     char text[1008];
   };
-  static_assert(kSegmentBytes <= kSmallBytes);
+  static constexpr size_t kStagingBytes = 2 * kSmallBytes + 4 * kSegmentBytes;
 
   Line& line(int r) { return lines_[2 * r + sequence_ % 2]; }
-  char* staging(int r) { return staging_ + size_t(r) * 6 * kSmallBytes; }
+  char* staging(int r) { return staging_ + size_t(r) * kStagingBytes; }
+  char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
   void offer(const void* data, size_t bytes);
@@ -132,6 +137,9 @@ class Board {
 
   Segment segment_;
   int rank_, size_, spins_;
+  // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
+  size_t small_bytes_;
+  // than a copy
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];

@@ -4,42 +4,12 @@
 #include <cstring>
 #include <vector>
 
+#include "shm/pieces.h"
+
 namespace pycomm::shm {
 namespace {
 
-constexpr size_t kLine = 64;
 constexpr size_t kStreamingBytes = size_t(16) << 20;  // beyond the caches
-
-// An even share of `count` elements for each rank, cut at cache lines.
-struct Shares {
-  Shares(size_t count, int size, size_t item) : count(count) {
-    const size_t unit = std::max<size_t>(1, kLine / item);
-    share = ((count + size - 1) / size + unit - 1) / unit * unit;
-  }
-  size_t begin(int r) const { return std::min(count, share * size_t(r)); }
-  size_t end(int r) const { return begin(r + 1); }
-  size_t count, share;
-};
-
-void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count,
-            const cpu::Reduction& r, bool streaming = false) {
-  cpu::reduce(reinterpret_cast<const void* const*>(in.data()),
-              reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r, streaming);
-}
-
-// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area
-// are enough: what step k + 1 overwrites was last read in step k - 1, before the barrier that ended
-// it.
-template <class Bring, class Consume>
-void pipeline(Board& board, size_t pieces, Idle& idle, Bring bring, Consume consume) {
-  bring(size_t(0));
-  board.barrier(idle);
-  for (size_t k = 0; k < pieces; k++) {
-    if (k + 1 < pieces) bring(k + 1);
-    consume(k);
-    board.barrier(idle);
-  }
-}
 
 // Each rank reduces its share over all buffers and writes the result into all of them in the same
 // pass.

@@ -1,5 +1,13 @@
 """How ranks cooperate: every algorithm, registered by importing its module."""
 
-from pycomm.algorithms import direct, gather, hierarchical, pairwise, recursive, ring
+from pycomm.algorithms import (
+    direct,
+    gather,
+    hierarchical,
+    pairwise,
+    recursive,
+    ring,
+    rooted,
+)
 
-__all__ = ["direct", "gather", "hierarchical", "pairwise", "recursive", "ring"]
+__all__ = ["direct", "gather", "hierarchical", "pairwise", "recursive", "ring", "rooted"]

@@ -14,9 +14,13 @@ _SHARES: dict[str, Callable[[int], float]] = {
     "broadcast": lambda n: float(n > 1),
     "all_gather": lambda n: (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
+    "reduce": lambda n: float(n > 1),
+    "gather": lambda n: (n - 1) / n,
+    "scatter": lambda n: (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
     "barrier": lambda n: 0.0,
 }
-"""What part of its bytes each rank reads from and writes to the memory of others."""
+"""What part of its bytes the busiest rank reads from and writes to the memory of others."""
 
 
 def _register(kind: str, share: Callable[[int], float]) -> None:
@@ -33,8 +37,8 @@ def _register(kind: str, share: Callable[[int], float]) -> None:
 
         1. The transport reads and writes the ranks' buffers in place (`Transport.run`).
 
-        Bytes that a rank moves to or from others, of S: all_reduce 2(n−1)/n·S, all_gather and
-        reduce_scatter (n−1)/n·S, broadcast S, barrier none.
+        Bytes that the busiest rank moves to or from others, of S: all_reduce 2(n−1)/n·S,
+        broadcast and reduce S, barrier none, all others (n−1)/n·S.
         """
         transport.run(job)
 

@@ -15,7 +15,7 @@ from pycomm._native import Board
 from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
-from pycomm.transport.job import Job
+from pycomm.transport.job import Job, traffic_bytes
 
 _logger = logging.getLogger("pycomm")
 
@@ -94,6 +94,13 @@ def host_identity() -> tuple[str, str, int]:
     return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
 
 
+def _warn(rank: int, peer: int, waited_s: float) -> None:
+    _logger.warning("rank %d has waited %.1f s for rank %d", rank, waited_s, peer)
+
+
+_native.call_when_late(_warn)
+
+
 class NeverQuick:
     """Stands for a board where there is none: the long way does every call."""
 
@@ -104,7 +111,10 @@ class NeverQuick:
 class SharedMemory(Transport):
     """Ranks on one host: collectives on a board, messages by another transport."""
 
-    fused = frozenset({"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"})
+    fused = frozenset(
+        "barrier all_reduce broadcast all_gather reduce_scatter reduce gather scatter "
+        "all_to_all".split()
+    )
 
     def __init__(
         self,
@@ -220,6 +230,25 @@ class SharedMemory(Transport):
         self._board.reduce_scatter(
             job.fingerprint, source, target, list(job.offsets), code, op.code, op.factor
         )
+
+    def _reduce(self, job: Job) -> None:
+        x, dtype, op = job.input, job.dtype.code, job.op
+        _native.board_reduce(
+            self._board, job.fingerprint, x.address, x.count, dtype, op.code, op.factor, job.root
+        )
+
+    def _gather(self, job: Job) -> None:
+        source, target, nbytes = job.input.address, job.output.address, job.input.nbytes
+        _native.board_gather(self._board, job.fingerprint, source, target, nbytes, job.root)
+
+    def _scatter(self, job: Job) -> None:
+        source, target, nbytes = job.input.address, job.output.address, job.output.nbytes
+        _native.board_scatter(self._board, job.fingerprint, source, target, nbytes, job.root)
+
+    def _all_to_all(self, job: Job) -> None:
+        source, target = job.input.address, job.output.address
+        traffic = traffic_bytes(job, self.rank, self.size)
+        _native.board_all_to_all(self._board, job.fingerprint, source, target, *traffic)
 
     def exchange_notes(self, note: str) -> list[str]:
         """After a MismatchError: return every rank's note, "" for those that give none in 2 s."""

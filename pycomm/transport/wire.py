@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -13,6 +14,8 @@ import numpy as np
 from pycomm.errors import CommTimeoutError, DepartedError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
+
+_logger = logging.getLogger("pycomm")
 
 
 class Wire(Protocol):
@@ -116,13 +119,16 @@ class Patience:
         timeout: float,
         only_peer: Callable[[], bool],
     ) -> None:
-        start, left_s = time.perf_counter(), math.inf
+        start, left_s, warned = time.perf_counter(), math.inf, False
         while not ready():
             waited_s = time.perf_counter() - start
             if waited_s < self.YIELDING_S:
                 os.sched_yield()
                 continue
             time.sleep(1e-4)
+            if not warned and waited_s > timeout / 2:
+                _logger.warning("%s, and has waited %.1f s", what, waited_s)
+                warned = True
             if waited_s > timeout:
                 where = self._watch.report()
                 raise CommTimeoutError(f"{what}: no progress for {timeout:g} s\n{where}")

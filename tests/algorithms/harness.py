@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pycomm.algorithms.registry import Algorithm, algorithms
-from pycomm.arrays import resolve_dtype, view
+from pycomm.arrays import NOTHING, resolve_dtype, view
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
@@ -83,6 +83,75 @@ def broadcast(
     out = x.copy() if transport.rank == root else np.full_like(x, 1)
     memory = view(out, result=True)
     run(transport, KERNELS, Job("broadcast", memory.dtype, None, memory, root=root), **options)
+    return out
+
+
+def reduce(
+    run: Callable, transport: Transport, x: np.ndarray, root: int, op: ReduceOp, **options: int
+) -> np.ndarray:
+    """Return this rank's array afterwards: the reduction on the root, else a copy of `x`."""
+    out = x.copy()
+    memory = view(out, result=True)
+    result = memory if transport.rank == root else NOTHING
+    job = Job("reduce", memory.dtype, memory, result, op=op, root=root)
+    run(transport, KERNELS, job, **options)
+    return out
+
+
+def gather(
+    run: Callable,
+    transport: Transport,
+    x: np.ndarray,
+    counts: Sequence[int],
+    root: int,
+    **options: int,
+) -> np.ndarray:
+    """Return the chunks of all ranks, one after another, on the root; elsewhere untouched ones."""
+    out = np.full(sum(counts), 1, x.dtype)
+    memory = view(out, result=True) if transport.rank == root else NOTHING
+    job = Job("gather", resolve_dtype(x.dtype), view(x), memory, tuple(counts), root=root)
+    run(transport, KERNELS, job, **options)
+    return out
+
+
+def scatter(
+    run: Callable,
+    transport: Transport,
+    x: np.ndarray,
+    counts: Sequence[int],
+    root: int,
+    **options: int,
+) -> np.ndarray:
+    """Return this rank's chunk of the root's `x`; elsewhere it gives only the dtype."""
+    out = np.empty(counts[transport.rank], x.dtype)
+    source = view(x) if transport.rank == root else NOTHING
+    memory = view(out, result=True)
+    run(
+        transport,
+        KERNELS,
+        Job("scatter", memory.dtype, source, memory, tuple(counts), root=root),
+        **options,
+    )
+    return out
+
+
+def all_to_all(
+    run: Callable,
+    transport: Transport,
+    x: np.ndarray,
+    sent: Sequence[Sequence[int]],
+    **options: int,
+) -> np.ndarray:
+    """Return the chunks for this rank, one after another; sent[s][r] elements go from s to r."""
+    rank = transport.rank
+    out = np.empty(sum(counts[rank] for counts in sent), x.dtype)
+    table = tuple(tuple(counts) for counts in sent)
+    even = {count for counts in table for count in counts}
+    dtype, memory = resolve_dtype(x.dtype), view(out, result=True)
+    job = Job(
+        "all_to_all", dtype, view(x), memory, table[rank], sent=() if len(even) == 1 else table
+    )
+    run(transport, KERNELS, job, **options)
     return out
 
 

@@ -31,6 +31,10 @@ def call(algorithm, transport, **options):
         "reduce_scatter": (x, counts, op),
         "all_gather": (x[: COUNT // n], counts),
         "broadcast": (x, 0),
+        "reduce": (x, n - 1, op),
+        "gather": (x[: COUNT // n], counts, n - 1),
+        "scatter": (x, counts, n - 1),
+        "all_to_all": (x, (counts,) * n),
         "barrier": (),
     }[algorithm.kind]
     getattr(harness, algorithm.kind)(algorithm.run, transport, *arguments, **options)
@@ -72,7 +76,7 @@ def test_docs_list_every_algorithm():
     rows = re.findall(
         r"^\| ([a-z_]+) \| (\w+) \| (rank|ring|hierarchical|—) \|", page, flags=re.MULTILINE
     )
-    adds = {"all_reduce", "reduce_scatter"}
+    adds = {"all_reduce", "reduce_scatter", "reduce"}
     registered = [(a.kind, a.name, a.order if a.kind in adds else "—") for a in algorithms()]
     assert sorted(rows) == sorted(registered)
 

@@ -42,6 +42,10 @@ def test_direct_costs():
         "broadcast": (1, 1000),
         "all_gather": (1, 750),
         "reduce_scatter": (1, 750),
+        "reduce": (1, 1000),
+        "gather": (1, 750),
+        "scatter": (1, 750),
+        "all_to_all": (1, 750),
         "barrier": (1, 0),
     }
 

@@ -1,0 +1,236 @@
+"""The collectives in which ranks have different parts: a root's, or one for every peer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pycomm import arrays
+from pycomm.arrays import NOTHING, View, is_tensor, view
+from pycomm.dispatch import Dispatcher, Part
+from pycomm.errors import ArgumentError
+from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
+from pycomm.transport.job import Job
+from pycomm.types import DTYPES, DType, ReduceOp, resolve_op
+
+_HEADER_ENTRIES = 80
+"""Of what a scatter's root says ahead: dtype, kind of array, dimensions, and up to 77 of these."""
+
+
+class Collectives:
+    """What a Communicator can do besides the collectives in which all ranks do the same."""
+
+    rank: int
+    size: int
+    _collectives: Dispatcher
+
+    def reduce(
+        self,
+        x: Any,
+        root: int = 0,
+        op: str | ReduceOp = "sum",
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        order: str | None = None,
+    ) -> Any:
+        """Reduce `x` element by element over all ranks, in place on the root.
+
+        Args:
+            x: an array of the same dtype and number of elements on every rank; the other ranks'
+                stay as they are, and may be read-only.
+            root: the rank that gets the result.
+            op: as for `all_reduce`, of which the root gets the bits.
+            async_op: return a Work at once.
+            algorithm: for instance "ring"; None chooses, see `explain`.
+            order: "rank" adds in rank order between hosts, too.
+
+        Returns:
+            `x` on the root, None on the others; or a Work whose result that is.
+        """
+        mine = self.rank == checked_rank(root, "root", self.rank, self.size)
+        source = view(x, result=mine)
+        target = source if mine else NOTHING
+        operation = resolve_op(op, source.dtype)
+        job = Job("reduce", source.dtype, source, target, op=operation, root=root)
+        return self._collectives.start(job, x, async_op, algorithm, order)
+
+    def gather(
+        self,
+        x: Any,
+        root: int = 0,
+        out: Any = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+    ) -> Any:
+        """Gather `x` of every rank on the root.
+
+        Args:
+            x: an array of the same dtype and shape on every rank.
+            root: the rank that gets the result.
+            out: on the root an array for the result, or None to allocate one; else ignored.
+            async_op: return a Work at once.
+            algorithm: for instance "linear"; None chooses, see `explain`.
+
+        Returns:
+            (size, *x.shape) in rank order on the root, None on the others; or a Work of that.
+        """
+        source, shape, target = view(x), tuple(x.shape), NOTHING
+        if self.rank == checked_rank(root, "root", self.rank, self.size):
+            target = self._output(out, (self.size, *shape), source, is_tensor(x))
+        counts = (source.count,) * self.size
+        job = Job("gather", source.dtype, source, target, counts, root=root, shape=shape)
+        return self._collectives.start(job, out, async_op, algorithm)
+
+    def scatter(
+        self,
+        x: Any,
+        root: int = 0,
+        out: Any = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+    ) -> Any:
+        """Give every rank its part of the root's `x`.
+
+        Dtype and shape go ahead of the data: that costs one broadcast of 640 bytes.
+
+        Args:
+            x: (size, …) on the root; ignored elsewhere, where it may be None.
+            root: the rank whose `x` it is.
+            out: an array for the result, or None to allocate one, a torch tensor if the root's `x`
+                is one; some ranks may pass one and others not.
+            async_op: return a Work at once.
+            algorithm: for instance "linear"; None chooses, see `explain`.
+
+        Returns:
+            x[rank] of the root's `x`, of shape (…); or a Work of that.
+
+        Raises:
+            MismatchError: some rank's `out` has not the shape and dtype of a part; nothing was
+                changed.
+        """
+        source, target = NOTHING, None
+        shape: Shape = ()
+        if self.rank == checked_rank(root, "root", self.rank, self.size):
+            source = view(x)
+            shape = one_each(tuple(x.shape), self.rank, self.size)
+            target = self._output(out, shape, source, is_tensor(x))
+        elif out is not None:
+            target, shape = view(out, result=True), tuple(out.shape)
+        self._collectives.choose("scatter", 0, algorithm, None)
+        header = _header(shape, source.dtype, is_tensor(x))
+
+        def parts(part: Part) -> Any:
+            name, ahead = f"scatter(root={root})", view(header)
+            part(Job("broadcast", ahead.dtype, output=ahead, root=root, part_of=name), None)
+            chunk, result = (shape, target) if target else _allocated(header)
+            counts = (result.count,) * self.size
+            job = Job("scatter", result.dtype, source, result, counts, root=root, shape=chunk)
+            return part(job, out, algorithm)
+
+        return self._collectives.start_parts(parts, async_op)
+
+    def all_to_all(
+        self,
+        x: Any,
+        out: Any = None,
+        send_counts: Sequence[int] | None = None,
+        recv_counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+    ) -> Any:
+        """Send every rank its part of `x`, and receive a part from every rank.
+
+        With counts, ranks compare them first: that costs one small all_gather.
+
+        Args:
+            x: (size, …): x[r] goes to rank r; of the same dtype and shape on every rank. With
+                `send_counts`, (sum(send_counts), …).
+            out: an array for the result, which must not overlap `x`; or None to allocate one.
+            send_counts: how many rows (axis 0) of `x` go to each rank, in rank order; all ranks
+                must pass them, or none.
+            recv_counts: how many rows come from each rank; None takes what is sent.
+            async_op: return a Work at once.
+            algorithm: for instance "pairwise"; None chooses, see `explain`.
+
+        Returns:
+            An array of the shape of `x` whose row r came from rank r; with counts,
+            (sum(recv_counts), …), in rank order; or a Work of that.
+
+        Raises:
+            MismatchError: a rank expects other counts than are sent to it; on every rank, and
+                nothing was changed.
+        """
+        source, shape = view(x), tuple(x.shape)
+        if send_counts is None and recv_counts is not None:
+            raise ArgumentError(f"rank {self.rank}: recv_counts= needs send_counts=, too")
+        if send_counts is not None:
+            mine = exchanged(shape, self.rank, self.size, send_counts, recv_counts)
+            return self._rows_to_all(x, out, mine, async_op, algorithm)
+        row = one_each(shape, self.rank, self.size)
+        target = self._apart(self._output(out, shape, source, is_tensor(x)), source)
+        counts = (math.prod(row),) * self.size
+        job = Job("all_to_all", source.dtype, source, target, counts, shape=row)
+        return self._collectives.start(job, out, async_op, algorithm)
+
+    def _rows_to_all(
+        self, x: Any, out: Any, mine: list[int], async_op: bool, algorithm: str | None
+    ) -> Any:
+        """Compare the counts of all ranks, of which `mine` are this one's; then do all_to_all."""
+        source, row, target = view(x), tuple(x.shape[1:]), None
+        rows = -1 if out is None else out.shape[0] if len(out.shape) else 0
+        if out is not None:
+            target = self._apart(self._output(out, (rows, *row), source, False), source)
+        self._collectives.choose("all_to_all", 0, algorithm, None)
+        entry = view(np.array([*mine, rows], np.int64))
+        table = np.empty((self.size, entry.count), np.int64)
+
+        def parts(part: Part) -> Any:
+            lengths, name = (entry.count,) * self.size, "all_to_all(send_counts=…)"
+            part(Job("all_gather", entry.dtype, entry, view(table), lengths, part_of=name), None)
+            sent = checked_traffic(table, self.rank)
+            shape = (sum(counts[self.rank] for counts in sent), *row)
+            result = target or arrays.empty(shape, source.dtype, is_tensor(x))
+            elements = tuple(tuple(c * math.prod(row) for c in counts) for counts in sent)
+            own = elements[self.rank]
+            job = Job("all_to_all", source.dtype, source, result, own, sent=elements, shape=row)
+            return part(job, out, algorithm)
+
+        return self._collectives.start_parts(parts, async_op)
+
+    def _apart(self, target: View, source: View) -> View:
+        begin, end = source.address, source.address + source.nbytes
+        if target.nbytes and target.address < end and begin < target.address + target.nbytes:
+            raise ArgumentError(f"rank {self.rank}: out= overlaps x: pass another array, or none")
+        return target
+
+    # ---- what the operations share
+
+    def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
+        if out is None:
+            return arrays.empty(shape, source.dtype, as_tensor)
+        target = view(out, result=True)
+        if tuple(out.shape) != shape or target.dtype != source.dtype:
+            raise ArgumentError(
+                f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "
+                f"result has {shape} of {source.dtype.name}"
+            )
+        return target
+
+
+def _header(shape: Shape, dtype: DType, as_tensor: bool) -> np.ndarray:
+    header = np.zeros(_HEADER_ENTRIES, np.int64)
+    header[: 3 + len(shape)] = (dtype.code, as_tensor, len(shape), *shape)
+    return header
+
+
+def _allocated(header: np.ndarray) -> tuple[Shape, View]:
+    code, as_tensor, dimensions, *rest = header.tolist()
+    shape = tuple(rest[:dimensions])
+    return shape, arrays.empty(shape, list(DTYPES.values())[code], bool(as_tensor))

@@ -1,0 +1,169 @@
+"""Ranks that disagree, are late, or wait for each other: all are told who and where."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.launch import run
+
+pytestmark = pytest.mark.mpirun
+
+
+@pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
+@pytest.mark.parametrize(
+    ("first", "others"),
+    [
+        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(8))"),
+        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4, np.float32))"),
+        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), 'max')"),
+        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), algorithm='pairwise')"),
+        ("comm.broadcast(np.zeros(4), 0)", "comm.broadcast(np.zeros(4), 1)"),
+        ("comm.broadcast(np.zeros(4))", "comm.all_reduce(np.zeros(4))"),
+        ("comm.barrier()", "comm.all_gather(np.zeros(4))"),
+        ("x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(2))",
+         "x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(3))"),
+    ],
+)  # fmt: skip
+def test_ranks_that_make_different_calls_are_all_told_both_sides(first, others, shared):
+    program = f"""
+        x = np.ones(1)
+        try:
+            if comm.rank == 0:
+                {first}
+            else:
+                {others}
+        except pycomm.MismatchError as error:
+            assert (x == 1).all()
+            sys.stdout.write(str(error).replace(chr(10), "|") + chr(10))
+        try:
+            comm.barrier()
+        except pycomm.CommError as error:
+            assert "failed before" in str(error), error
+    """
+    result, _ = run(3, program, env={"PYCOMM_SHARED_MEMORY": shared})
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        parts = line.split("|")
+        kinds = [call.split("comm.")[1].split("(")[0] for call in (first, others, others)]
+        assert [part.split("(")[0] for part in parts[1:]] == [
+            f"  rank {rank}: {kind}" for rank, kind in enumerate(kinds)
+        ]
+        assert all("<string>:" in part for part in parts[1:]), "the call site"
+
+
+def test_who_waits_for_a_rank_that_has_left_is_told_at_once():
+    program = """
+        if comm.rank == 0: sys.exit(0)
+        try:
+            comm.all_reduce(np.ones(3)) if comm.rank == 1 else comm.recv(0)
+        except pycomm.DepartedError as error:
+            print(error, flush=True)
+            assert time.perf_counter() - start < 3
+    """
+    result, _ = run(3, program)
+    assert "rank 1 waits in all_reduce, but rank 0 has left" in result.stdout, result.stderr
+    assert "rank 2 receives from rank 0 with tag 0, but rank 0 has left" in result.stdout
+
+
+@pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
+@pytest.mark.parametrize(
+    ("late", "state"),
+    [("time.sleep(30)", "running|waiting"), ("os.kill(os.getpid(), signal.SIGSTOP)", "stopped")],
+)
+def test_a_rank_that_does_not_come_is_a_timeout_and_ends_the_job_with_code_86(late, state, shared):
+    program = f"""
+        import signal
+        def dawdle():
+            {late}
+        if comm.rank == 1: dawdle()
+        comm.all_reduce(np.ones(3))
+    """
+    env = {"PYCOMM_SHARED_MEMORY": shared}
+    result, seconds = run(2, program, comm_timeout=1.0, env=env)
+    assert result.returncode == 86
+    assert "CommTimeoutError: rank 0" in result.stderr
+    if shared == "1":
+        where = re.search(rf"rank 1: process \d+ is ({state})(.*)", result.stderr, re.S)
+        assert where, result.stderr
+        assert state == "stopped" or "in dawdle" in where[2], "its stack"
+    assert seconds < 8
+
+
+CYCLES = {
+    "receives head to head": "comm.recv(1 - comm.rank)",
+    "two communicators in opposite order": """
+        [first.barrier, lambda: second.all_reduce(np.ones(5))][comm.rank]()""",
+    "a receive and a collective": "comm.recv(1) if comm.rank == 0 else comm.barrier()",
+}
+
+
+@pytest.mark.parametrize("block", CYCLES.values(), ids=CYCLES.keys())
+def test_ranks_that_wait_for_each_other_are_told_at_once(block):
+    program = f"""
+        first, second = comm.split(0), comm.split(0)
+        start = time.perf_counter()
+        try:
+            {block.strip()}
+        except pycomm.DeadlockError as error:
+            assert time.perf_counter() - start < 2
+            sys.stdout.write(str(error).splitlines()[0] + chr(10))
+            assert "File" in str(error), "everyone's stack"
+    """
+    result, _ = run(2, program)
+    assert result.returncode == 0, result.stderr
+    assert sorted(line[:24] for line in result.stdout.splitlines()) == [
+        "rank 0: processes wait f",
+        "rank 1: processes wait f",
+    ]
+
+
+def test_a_cycle_of_three():
+    program = """
+        try:
+            comm.recv((comm.rank + 1) % 3)
+        except pycomm.DeadlockError:
+            sys.stdout.write("told ")
+    """
+    result, _ = run(3, program)
+    assert result.stdout.count("told") == 3, result.stderr
+
+
+def test_waiting_that_will_end_is_no_deadlock():
+    """A chain of waiting ranks, and a cycle that an asynchronous operation opens after a while."""
+    program = """
+        other = comm.split(0)
+        if comm.rank == 0:
+            work = other.all_reduce(np.ones(4), async_op=True)
+            assert comm.recv(1).size == 3
+            assert work.wait()[0] == 3
+        if comm.rank == 1:
+            assert comm.recv(2).size == 1
+            time.sleep(1)
+            assert other.all_reduce(np.ones(4))[0] == 3
+            comm.send(np.ones(3), 0)
+        if comm.rank == 2:
+            time.sleep(1.5)
+            comm.send(np.ones(1), 1)
+            time.sleep(1)
+            assert other.all_reduce(np.ones(4))[0] == 3
+        comm.barrier()
+    """
+    result, _ = run(3, program)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_slow_rank_within_the_timeout_is_no_error():
+    program = """
+        time.sleep(2.5 * comm.rank)
+        comm.barrier()
+        if comm.rank == 1: time.sleep(2.5)
+        comm.recv(1) if comm.rank == 0 else comm.send(np.ones(3), 0)
+    """
+    result, _ = run(2, program, comm_timeout=4.0)
+    assert result.returncode == 0, result.stderr
+    assert "rank 0 has waited 2.0 s for rank 1" in result.stderr, "a warning at half"
+    assert "rank 0 receives from rank 1 with tag 0, and has waited 2.0 s" in result.stderr
