@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +42,23 @@ def test_values_of_another_type_are_errors(name, value, expected):
         ValueError, match=f"PYCOMM_{name}='{value}' cannot be used: expected {expected}"
     ):
         Config.from_environment({f"PYCOMM_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "expected"), [({}, "send,inplace"), ({"OMPI_MCA_btl_tcp_flags": "1"}, "1")]
+)
+def test_open_mpi_sends_both_ways_at_once_unless_told_otherwise(set_by_user, expected):
+    program = """
+import os
+from pycomm.transport.mpi import import_mpi
+import_mpi()
+print(os.environ["OMPI_MCA_btl_tcp_flags"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMPI_MCA_btl_tcp_flags"}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, **set_by_user},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == expected, result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from typing import Any
@@ -17,6 +18,13 @@ from pycomm.transport.base import Request
 _lock = threading.RLock()
 """Every call into MPI is made under it, so MPI_THREAD_SERIALIZED is enough."""
 
+_DEFAULTS = {"OMPI_MCA_btl_tcp_flags": "send,inplace"}
+"""Open MPI's settings where the user has made none.
+
+Without put, TCP carries the data of two hosts in both directions at once: with it the receiver asks
+for each message, its asking waits behind the data that it sends itself, and the hosts take turns.
+"""
+
 
 def import_mpi() -> tuple[Any, int]:
     """Import mpi4py.MPI, initialising MPI if nobody has.
@@ -27,6 +35,8 @@ def import_mpi() -> tuple[Any, int]:
     ours = "mpi4py.MPI" not in sys.modules
     if ours:
         mpi4py.rc.finalize = False
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
     from mpi4py import MPI
 
     if not ours:
