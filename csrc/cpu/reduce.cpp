@@ -11,10 +11,6 @@
 #include "cpu/denormals.h"
 #include "cpu/levels.h"
 
-#if defined(__x86_64__)
-#include <emmintrin.h>
-#endif
-
 namespace pycomm::cpu {
 namespace {
 
@@ -96,20 +92,15 @@ void use_level(const char* name) {
 }
 
 void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count,
-            const Reduction& r, bool streaming) {
+            const Reduction& r) {
   const Loops& loop = loops(r);
   const size_t item = kItemBytes[r.dtype], block = kBlockBytes / kPartialBytes[r.dtype];
-  alignas(64) char result[kBlockBytes];
   for (size_t i = 0; i < count; i += block) {
     const size_t n = std::min(block, count - i), at = i * item;
-    char* out = streaming ? result : static_cast<char*>(outputs[0]) + at;
-    reduce_block(loop, inputs, at, out, n, r);
-    for (int k = streaming ? 0 : 1; k < outputs_count; k++)
-      copy(static_cast<char*>(outputs[k]) + at, out, n * item, streaming);
+    auto output = [&](int k) { return static_cast<char*>(outputs[k]) + at; };
+    reduce_block(loop, inputs, at, output(0), n, r);
+    for (int k = 1; k < outputs_count; k++) std::memcpy(output(k), output(0), n * item);
   }
-#if defined(__x86_64__)
-  if (streaming) _mm_sfence();
-#endif
 }
 
 void accumulate(void* partial, const void* x, size_t count, const Reduction& r) {
@@ -120,25 +111,6 @@ void accumulate(void* partial, const void* x, size_t count, const Reduction& r) 
   for (size_t i = 0; i < count; i += block)
     fold_block(loop, static_cast<char*>(partial) + i * wide, static_cast<const char*>(x) + i * item,
                std::min(block, count - i), r);
-}
-
-void copy(void* to, const void* from, size_t bytes, bool streaming) {
-#if defined(__x86_64__)
-  char* t = static_cast<char*>(to);
-  auto* f = static_cast<const char*>(from);
-  if (streaming && bytes >= 256) {
-    size_t head = (64 - reinterpret_cast<uintptr_t>(t) % 64) % 64;
-    std::memcpy(t, f, head);
-    for (t += head, f += head, bytes -= head; bytes >= 64; t += 64, f += 64, bytes -= 64)
-      for (int k = 0; k < 64; k += 16)
-        _mm_stream_si128(reinterpret_cast<__m128i*>(t + k),
-                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(f + k)));
-  }
-  std::memcpy(t, f, bytes);
-#else
-  (void)streaming;
-  std::memcpy(to, from, bytes);
-#endif
 }
 
 }  // namespace pycomm::cpu

@@ -39,15 +39,12 @@ size_t item_bytes(int dtype);
 size_t partial_bytes(int dtype);
 
 // Adds inputs[0…n-1] in this order, element by element, and writes the result to each of the m
-// outputs, which may be any of the inputs. `streaming` writes past the caches; the caller publishes
-// with a fence.
+// outputs, which may be any of the inputs.
 void reduce(const void* const* inputs, void* const* outputs, int outputs_count, size_t count,
-            const Reduction&, bool streaming = false);
+            const Reduction&);
 
 // partial = partial op widened(x), for any number of elements.
 void accumulate(void* partial, const void* x, size_t count, const Reduction&);
-
-void copy(void* to, const void* from, size_t bytes, bool streaming = false);
 
 const char* level();  // the instruction level in use: "plain", "avx2", "avx512"
 void use_level(

@@ -9,8 +9,6 @@
 namespace pycomm::shm {
 namespace {
 
-constexpr size_t kStreamingBytes = size_t(16) << 20;  // beyond the caches
-
 // Each rank reduces its share over all buffers and writes the result into all of them in the same
 // pass.
 void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Idle& idle) {
@@ -18,7 +16,7 @@ void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Id
   const Shares shares(count, board.size(), item);
   const size_t begin = shares.begin(board.rank()), mine = shares.end(board.rank()) - begin;
   const auto& buffers = board.sources(begin * item);
-  reduce(buffers, buffers, mine, r, count * item * board.size() >= kStreamingBytes);
+  reduce(buffers, buffers, mine, r);
   board.barrier(idle);
 }
 

@@ -23,9 +23,9 @@ struct Shares {
 };
 
 inline void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count,
-                   const cpu::Reduction& r, bool streaming = false) {
+                   const cpu::Reduction& r) {
   cpu::reduce(reinterpret_cast<const void* const*>(in.data()),
-              reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r, streaming);
+              reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r);
 }
 
 // While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area
