@@ -104,7 +104,7 @@ def _style(name: str) -> dict[str, Any]:
 
 def _size_axis(axes: Axes, found: dict[str, list[Record]]) -> None:
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(LogLocator(base=4, numticks=30))
+    axes.xaxis.set_major_locator(LogLocator(base=16, numticks=30))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _bytes(size)))
     axes.set_xlabel("size (bytes)")
