@@ -1,5 +1,6 @@
 // The collectives on a board in which ranks bring or take different parts, for Python.
 #include "bindings.h"
+#include "shm/direct.h"
 #include "shm/exchange.h"
 
 namespace pycomm {

@@ -9,24 +9,30 @@
 namespace pycomm::shm {
 namespace {
 
-// Each rank reduces its share over all buffers and writes the result into all of them in the same
-// pass.
-void all_reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, Idle& idle) {
+constexpr int kEveryone = -1;
+
+// Each rank reduces its share over all buffers and writes the result into all of them, or into the
+// root's, in the same pass.
+void reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, int root, Idle& idle) {
   const size_t item = cpu::item_bytes(r.dtype);
   const Shares shares(count, board.size(), item);
   const size_t begin = shares.begin(board.rank()), mine = shares.end(board.rank()) - begin;
   const auto& buffers = board.sources(begin * item);
-  reduce(buffers, buffers, mine, r);
+  if (root == kEveryone)
+    reduce(buffers, buffers, mine, r);
+  else
+    reduce(buffers, {buffers[root]}, mine, r);
   board.barrier(idle);
 }
 
-// Bring a piece but for this rank's share, reduce that share of all ranks' pieces, take the other
-// shares.
-void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r,
-                          Idle& idle) {
+// Bring a piece but for this rank's share, reduce that share of all ranks' pieces; everyone, or the
+// root, takes the other shares.
+void reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r, int root,
+                      Idle& idle) {
   const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item,
                pieces = (count + per - 1) / per;
   const int me = board.rank(), size = board.size();
+  const bool takes = root == kEveryone || root == me;
   auto at = [&](size_t k) { return data + k * per * item; };
   auto shares = [&](size_t k) { return Shares(std::min(per, count - k * per), size, item); };
   auto bring = [&](size_t k) {
@@ -45,13 +51,33 @@ void all_reduce_pipelined(Board& board, char* data, size_t count, const cpu::Red
   auto consume = [&](size_t k) {
     const Shares s = shares(k);
     const size_t begin = s.begin(me) * item;
-    std::vector<char*> in(size), out{at(k) + begin, board.piece_out(me, k) + begin};
+    std::vector<char*> in(size), out;
     for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece_in(p, k)) + begin;
+    if (takes) out.push_back(at(k) + begin);
+    if (root != me) out.push_back(board.piece_out(me, k) + begin);
     reduce(in, out, s.end(me) - s.begin(me), r);
-    if (k) take(k - 1);
+    if (takes && k) take(k - 1);
   };
   pipeline(board, pieces, idle, bring, consume);
-  take(pieces - 1);
+  if (takes) take(pieces - 1);
+}
+
+// all_reduce, or reduce to a root.
+void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r,
+               int root, Idle& idle) {
+  r.inputs = board.size();
+  const size_t bytes = count * cpu::item_bytes(r.dtype);
+  if (bytes > Board::kSmallBytes) idle.park();
+  switch (board.open(fingerprint, data, bytes, idle)) {
+    case Path::staged:
+      if (root == kEveryone || root == board.rank())
+        reduce(board.sources(), {static_cast<char*>(data)}, count, r);
+      return;
+    case Path::in_place:
+      return reduce_in_place(board, count, r, root, idle);
+    case Path::pipelined:
+      return reduce_pipelined(board, static_cast<char*>(data), count, r, root, idle);
+  }
 }
 
 void reduce_scatter_pipelined(Board& board, const char* in, char* out, const size_t* offsets,
@@ -88,17 +114,12 @@ void barrier(Board& board, uint64_t fingerprint, Idle& idle) {
 
 void all_reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r,
                 Idle& idle) {
-  r.inputs = board.size();
-  const size_t bytes = count * cpu::item_bytes(r.dtype);
-  if (bytes > Board::kSmallBytes) idle.park();
-  switch (board.open(fingerprint, data, bytes, idle)) {
-    case Path::staged:
-      return reduce(board.sources(), {static_cast<char*>(data)}, count, r);
-    case Path::in_place:
-      return all_reduce_in_place(board, count, r, idle);
-    case Path::pipelined:
-      return all_reduce_pipelined(board, static_cast<char*>(data), count, r, idle);
-  }
+  reduce_to(board, fingerprint, data, count, r, kEveryone, idle);
+}
+
+void reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r,
+            int root, Idle& idle) {
+  reduce_to(board, fingerprint, data, count, r, root, idle);
 }
 
 void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int root, Idle& idle) {

@@ -17,6 +17,10 @@ void barrier(Board&, uint64_t fingerprint, Idle&);
 // `count` elements at `data`, in place.
 void all_reduce(Board&, uint64_t fingerprint, void* data, size_t count, cpu::Reduction, Idle&);
 
+// `count` elements at `data`, added in rank order into the root's; the others' stay as they are.
+void reduce(Board&, uint64_t fingerprint, void* data, size_t count, cpu::Reduction, int root,
+            Idle&);
+
 // `bytes` at `data`: read on the root, written on the others.
 void broadcast(Board&, uint64_t fingerprint, void* data, size_t bytes, int root, Idle&);
 

@@ -29,50 +29,6 @@ struct Slots {
   size_t per;
 };
 
-// Each rank reduces its share over all buffers and writes the result into the root's.
-void reduce_in_place(Board& board, size_t count, const cpu::Reduction& r, int root, Idle& idle) {
-  const size_t item = cpu::item_bytes(r.dtype);
-  const Shares shares(count, board.size(), item);
-  const size_t begin = shares.begin(board.rank()), mine = shares.end(board.rank()) - begin;
-  const auto buffers = board.sources(begin * item);
-  reduce(buffers, {buffers[root]}, mine, r);
-  board.barrier(idle);
-}
-
-// Bring a piece but for this rank's share, reduce that share of all ranks' pieces; the root takes
-// the others' shares.
-void reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reduction& r, int root,
-                      Idle& idle) {
-  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item,
-               pieces = pieces_of(count, per);
-  const int me = board.rank(), size = board.size();
-  auto at = [&](size_t k) { return data + k * per * item; };
-  auto shares = [&](size_t k) { return Shares(std::min(per, count - k * per), size, item); };
-  auto bring = [&](size_t k) {
-    const Shares s = shares(k);
-    const size_t begin = s.begin(me) * item, end = s.end(me) * item;
-    std::memcpy(board.piece_in(me, k), at(k), begin);
-    std::memcpy(board.piece_in(me, k) + end, at(k) + end, s.count * item - end);
-  };
-  auto take = [&](size_t k) {
-    const Shares s = shares(k);
-    for (int p = 0; p < size; p++)
-      if (p != me)
-        std::memcpy(at(k) + s.begin(p) * item, board.piece_out(p, k) + s.begin(p) * item,
-                    (s.end(p) - s.begin(p)) * item);
-  };
-  auto consume = [&](size_t k) {
-    const Shares s = shares(k);
-    const size_t begin = s.begin(me) * item;
-    std::vector<char*> in(size), out{(me == root ? at(k) : board.piece_out(me, k)) + begin};
-    for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece_in(p, k)) + begin;
-    reduce(in, out, s.end(me) - s.begin(me), r);
-    if (me == root && k) take(k - 1);
-  };
-  pipeline(board, pieces, idle, bring, consume);
-  if (me == root) take(pieces - 1);
-}
-
 void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const size_t per = Board::kSegmentBytes;
@@ -125,22 +81,6 @@ void all_to_all_pipelined(Board& board, const char* in, char* out, const Traffic
 }
 
 }  // namespace
-
-void reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::Reduction r,
-            int root, Idle& idle) {
-  r.inputs = board.size();
-  const size_t bytes = count * cpu::item_bytes(r.dtype);
-  if (bytes > Board::kSmallBytes) idle.park();
-  switch (board.open(fingerprint, data, bytes, idle)) {
-    case Path::staged:
-      if (board.rank() == root) reduce(board.sources(), {static_cast<char*>(data)}, count, r);
-      return;
-    case Path::in_place:
-      return reduce_in_place(board, count, r, root, idle);
-    case Path::pipelined:
-      return reduce_pipelined(board, static_cast<char*>(data), count, r, root, idle);
-  }
-}
 
 void gather(Board& board, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
             Idle& idle) {

@@ -4,17 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/reduce.h"
 #include "shm/board.h"
 
 namespace pycomm::shm {
 
 // Memory belongs to the operation until it returns. All throw Mismatch, before any memory changes,
 // Stalled and Departed.
-
-// `count` elements at `data`, added in rank order into the root's; the others' stay as they are.
-void reduce(Board&, uint64_t fingerprint, void* data, size_t count, cpu::Reduction, int root,
-            Idle&);
 
 // `bytes` of each rank at `in`; all of them, in rank order, at the root's `out`. The root's `in`
 // may be its chunk of `out`; the others' `out` is not used.
