@@ -1,0 +1,142 @@
+// All messages of a process: matches what arrives with what was posted, by communicator, source and
+// tag, in the order of both.
+//
+// Node-mates write records into this process's inbox. Other transports hand over what arrives there
+// by `deliver`, and move the data themselves.
+#pragma once
+
+#include <deque>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "shm/doorbell.h"
+#include "shm/message.h"
+#include "shm/ring.h"
+#include "shm/segment.h"
+
+namespace pycomm::shm {
+
+// What one process writes for another: small messages whole, large ones by a block.
+struct Lane {
+  static constexpr int kBlocks = 64;
+  RingMemory ring;
+  alignas(128) std::atomic<uint32_t> reached;  // whether the reader can read the writer's memory
+  Block blocks[kBlocks];
+};
+
+// A node-mate, or this process itself.
+class Mate {
+ public:
+  static constexpr size_t kInlineBytes = 8192;
+
+  static constexpr size_t kMostSlotBytes = size_t(256) << 20;
+
+  Mate(Lane* in, std::unique_ptr<Segment> inbox, Lane* out, Doorbell* doorbell, int pid);
+  ~Mate();
+
+  bool push(Send&);  // false: no room now
+  bool reaches_us() const { return out_->reached.load(std::memory_order_relaxed); }
+  bool within_reach() const { return in_->reached.load(std::memory_order_relaxed); }
+  char* take_slot(Block*, size_t bytes);  // for the block; null: too much is out already
+  void give_back(Block*);
+  Block* block(uint32_t number) { return &in_->blocks[number]; }
+  Doorbell& doorbell() { return *doorbell_; }
+  int pid() const { return pid_; }
+
+  RingReader incoming;
+  std::deque<std::shared_ptr<Send>> waiting;  // for room, in the order of their sending
+
+ private:
+  struct Slot {
+    char* memory;
+    size_t bytes;
+    Block* block;  // null: free
+  };
+  bool offer(Send&, Block*);
+  Block* free_block();
+  void reap();
+  bool make_room(size_t bytes);
+  void drop_free_slots();
+
+  Lane *in_, *out_;
+  std::unique_ptr<Segment> inbox_;
+  RingWriter outgoing_;
+  Doorbell* doorbell_;
+  int pid_;
+  uint32_t next_block_ = 0;
+  std::mutex slots_mutex_;
+  std::vector<Slot> slots_;
+};
+
+class Mailbox {
+ public:
+  static constexpr int kEverybody = -1;
+  static constexpr size_t kLargeBytes = Mate::kInlineBytes;
+
+  // `mates`: how many processes, this one included; it is number `me` of them.
+  Mailbox(int mates, int me);
+
+  const Segment& segment() const { return *inbox_; }
+  void close_descriptor() { inbox_->close_descriptor(); }
+  uint64_t secret() const { return secret_; }
+  const uint64_t* secret_address() const { return &secret_; }
+
+  // Opens the inbox of mate `number` by its descriptor, and tries whether its memory can be read.
+  void connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
+               uint64_t secret_address);
+
+  // Starts to send to a mate. The caller may drop the handle once it is done.
+  std::shared_ptr<Send> send(int mate, const Envelope&, const char* data);
+
+  // Posts a receive: it takes the first message that matches and that no earlier one took.
+  void receive(const std::shared_ptr<Receive>&);
+
+  // A message that came elsewhere; small ones with their data, large ones (null) with a number.
+  // Returns the receive that takes it, if one was posted.
+  std::shared_ptr<Receive> deliver(const Envelope&, const char* data, uint64_t number);
+
+  // Reads what has come, sends what had no room, copies what is asked for. Cheap if there is
+  // nothing; from `mate` only, unless that is kEverybody.
+  void progress(int mate = kEverybody);
+
+  // Whether others may wait for progress of this process.
+  bool is_pending() const { return pending_.load(std::memory_order_relaxed); }
+
+  // Drops what is left of a communicator.
+  void forget(uint32_t context);
+
+  Doorbell& doorbell() { return *doorbell_; }
+  Mate& mate(int number) { return *mates_[number]; }
+
+ private:
+  struct Origin {
+    Mate* from;
+    Block* block;
+    const char* data;
+    uint64_t elsewhere;
+  };
+  struct Arrived : Origin {
+    Envelope envelope;
+    std::shared_ptr<void> memory;
+  };
+  void read(Mate&);
+  void flush(Mate&);
+  std::shared_ptr<Receive> arrive(const Envelope&, Origin);
+  void hand_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);
+  void note_pending();
+
+  std::unique_ptr<Segment> inbox_;
+  Doorbell* doorbell_;
+  int me_;
+  uint64_t secret_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Mate>> mates_;
+  std::vector<std::shared_ptr<Receive>> posted_;
+  std::list<Arrived> arrived_;
+  std::vector<std::shared_ptr<Receive>> active_;  // large ones on their way
+  std::atomic<bool> pending_ = false;
+};
+
+}  // namespace pycomm::shm
