@@ -60,6 +60,7 @@ void bind_handles(nb::module_& m) {
            "If the receiver has not come, copy a large message into a slot.");
   nb::class_<Receive>(m, "Receive")
       .def("test", &complete<Receive>, "Say whether the data are there.")
+      .def_prop_ro("done", [](Receive& r) { return r.done && !r.error; })
       .def_prop_ro("matched", [](Receive& r) { return r.matched.load(); })
       .def_ro("disagrees", &Receive::disagrees, "Whether `out` was not as the message.")
       .def_ro("elsewhere", &Receive::elsewhere)
@@ -70,7 +71,9 @@ void bind_handles(nb::module_& m) {
       .def_prop_ro("shape",
                    [](Receive& r) {
                      const auto* shape = r.envelope.shape;
-                     return std::vector<int64_t>(shape, shape + r.envelope.dims);
+                     nb::list lengths;
+                     for (int d = 0; d < r.envelope.dims; d++) lengths.append(shape[d]);
+                     return nb::tuple(lengths);
                    })
       .def_prop_ro("address", [](Receive& r) { return reinterpret_cast<uintptr_t>(r.data); })
       .def_prop_ro("nbytes", [](Receive& r) { return r.envelope.bytes; })

@@ -33,6 +33,22 @@ uint64_t now_ns() {
   return uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
+// Counts the time of a call, and how much of it was waiting.
+class Timed {
+ public:
+  explicit Timed(Port& port) : port_(port), start_(now_ns()) {}
+  ~Timed() {
+    port_.busy_ns += now_ns() - start_;
+    port_.waited_ns += waited_;
+  }
+  void waited() { waited_ = now_ns() - start_; }
+  bool has_waited() const { return waited_ > 0; }
+
+ private:
+  Port& port_;
+  uint64_t start_, waited_ = 0;
+};
+
 // Tries `step` for a while, at first with the interpreter lock; whether it came to succeed.
 template <class Step>
 bool shortly(int spins, GilIdle& idle, Step step) {
@@ -81,21 +97,21 @@ nb::object send(Port& port, nb::handle x, nb::handle dst, nb::handle tag) {
   if (!usable(port) || !rank_of(dst, port, rank) || !tag_of(tag, number) ||
       !shaped_array_of(x, false, array))
     return nb::bool_(false);
-  const uint64_t start = now_ns();
+  Timed timed(port);
+  const int mate = port.mates[rank];
+  const Envelope envelope = envelope_of(port, array, number);
+  port.bytes += array.bytes;
+  if (port.mailbox->send_now(mate, envelope, array.data)) return nb::bool_(true);
   GilIdle idle;
   if (array.bytes > Mailbox::kLargeBytes) idle.park();
-  auto sent = port.mailbox->send(port.mates[rank], envelope_of(port, array, number), array.data);
-  bool done = sent->done;
-  if (!done) {
-    done = shortly(port.spins, idle, [&] { return sent->advance(); });
-    if (!done) sent->settle();
-    done = sent->advance();
-    port.waited_ns += now_ns() - start;
-  }
-  idle.resume();
-  port.bytes += array.bytes;
-  port.busy_ns += now_ns() - start;
-  return done && !sent->error ? nb::bool_(true) : nb::cast(sent);
+  auto sent = port.mailbox->send(mate, envelope, array.data);
+  auto step = [&] {
+    if (!sent->block) port.mailbox->progress(mate);
+    return sent->advance();
+  };
+  if (!shortly(port.spins, idle, step)) sent->settle();
+  timed.waited();
+  return sent->done && !sent->error ? nb::bool_(true) : (idle.resume(), nb::cast(sent));
 }
 
 // Returns whether the message is in `out`, or the Receive if that takes longer or there is no
@@ -107,8 +123,8 @@ nb::object recv(Port& port, nb::handle src, nb::handle tag, nb::handle out, bool
   if (!usable(port) || !rank_of(src, port, rank) || !tag_of(tag, number) ||
       (!out.is_none() && !shaped_array_of(out, true, array)))
     return nb::bool_(false);
-  const uint64_t start = now_ns();
-  GilIdle idle;
+  Timed timed(port);
+  const int mate = port.mates[rank];
   auto received = std::make_shared<Receive>();
   received->context = port.context, received->source = rank, received->tag = number;
   received->may_keep = keep;
@@ -116,21 +132,20 @@ nb::object recv(Port& port, nb::handle src, nb::handle tag, nb::handle out, bool
     received->wanted = envelope_of(port, array, number);
     received->out = array.data;
   }
-  port.mailbox->receive(received);
-  uint64_t matched_ns = 0;
-  const bool done = shortly(port.spins, idle, [&] {
-    if (received->matched && !matched_ns && received->block) {
-      matched_ns = now_ns();
-      idle.park();
-    }
-    port.mailbox->progress(port.mates[rank]);
-    return received->done.load(std::memory_order_acquire);
-  });
-  idle.resume();
-  const uint64_t end = now_ns();
-  port.busy_ns += end - start;
-  port.waited_ns += (matched_ns ? matched_ns : end) - start;
-  const bool simple = done && !out.is_none() && !received->disagrees && !received->error;
+  if (!port.mailbox->receive_now(mate, *received)) {
+    GilIdle idle;
+    port.mailbox->receive(received);
+    shortly(port.spins, idle, [&] {
+      port.mailbox->progress(mate);
+      if (received->block && !timed.has_waited()) {
+        timed.waited();
+        idle.park();
+      }
+      return received->done.load(std::memory_order_acquire);
+    });
+    if (!timed.has_waited()) timed.waited();
+  }
+  const bool simple = received->done && received->out && !received->disagrees && !received->error;
   return simple ? nb::bool_(true) : nb::cast(received);
 }
 

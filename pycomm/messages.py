@@ -10,7 +10,7 @@ from pycomm.dispatch import Dispatcher, returned
 from pycomm.links import Links
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
-from pycomm.transport.mailbox import ANY, Received, Sent
+from pycomm.transport.mailbox import ANY, Received, Sent, new_array
 from pycomm.work import Transfer, Work
 from pycomm.world import World
 
@@ -63,6 +63,8 @@ class Messages:
         received = self._port.recv(src, tag, out, not copy)
         if received is True:
             return out
+        if received and out is None and received.done:
+            return new_array(received)
         with self._stats.timed():
             if received is False:
                 return self.irecv(src, tag, out, copy=copy).wait()

@@ -25,17 +25,20 @@ constexpr int kInline = -1;
 
 char* behind(Head* head) { return reinterpret_cast<char*>(head + 1); }
 
-void write(Head* head, const Envelope& e, int block) {
+// Returns where the data go.
+char* write(Head* head, const Envelope& e, int block) {
   head->record.kind = Kind::message;
   head->context = e.context, head->source = e.source, head->tag = e.tag, head->bytes = e.bytes;
   head->dtype = e.dtype, head->dims = e.dims, head->tensor = e.tensor, head->block = block;
   std::memcpy(behind(head), e.shape, e.dims * sizeof(int64_t));
+  return behind(head) + e.dims * sizeof(int64_t);
 }
 
-void read(Head* head, Envelope& e) {
+const char* read(Head* head, Envelope& e) {
   e.context = head->context, e.source = head->source, e.tag = head->tag, e.bytes = head->bytes;
   e.dtype = head->dtype, e.dims = head->dims, e.tensor = head->tensor;
   std::memcpy(e.shape, behind(head), e.dims * sizeof(int64_t));
+  return behind(head) + e.dims * sizeof(int64_t);
 }
 
 struct Inbox {
@@ -69,21 +72,31 @@ Mate::Mate(Lane* in, std::unique_ptr<Segment> inbox, Lane* out, Doorbell* doorbe
       doorbell_(doorbell),
       pid_(pid) {}
 
-bool Mate::push(Send& send) {
-  const Envelope& e = send.envelope;
-  const bool small = e.bytes <= kInlineBytes;
-  Block* block = small ? nullptr : free_block();
-  if (!small && !block) return false;
-  const size_t shape = e.dims * sizeof(int64_t);
-  auto* record = outgoing_.reserve(sizeof(Head) + shape + (small ? e.bytes : 0));
+bool Mate::push(const Envelope& e, const char* data) {
+  Record* record = outgoing_.reserve(sizeof(Head) + e.dims * sizeof(int64_t) + e.bytes);
   if (!record) return false;
-  if (!small && !offer(send, block)) return false;
   auto* head = reinterpret_cast<Head*>(record);
-  write(head, e, small ? kInline : int(block - out_->blocks));
-  if (small && e.bytes) std::memcpy(behind(head) + shape, send.data, e.bytes);
+  char* payload = write(head, e, kInline);
+  if (e.bytes) std::memcpy(payload, data, e.bytes);
   outgoing_.publish(record);
   doorbell_->ring();
-  if (small) send.done = true;
+  return true;
+}
+
+bool Mate::push(Send& send) {
+  const Envelope& e = send.envelope;
+  if (e.bytes <= kInlineBytes) {
+    if (!push(e, send.data)) return false;
+    send.done = true;
+    return true;
+  }
+  Block* block = free_block();
+  if (!block) return false;
+  Record* record = outgoing_.reserve(sizeof(Head) + e.dims * sizeof(int64_t));
+  if (!record || !offer(send, block)) return false;
+  write(reinterpret_cast<Head*>(record), e, int(block - out_->blocks));
+  outgoing_.publish(record);
+  doorbell_->ring();
   return true;
 }
 
@@ -198,9 +211,34 @@ std::shared_ptr<Send> Mailbox::send(int number, const Envelope& envelope, const 
   Mate& mate = *mates_[number];
   if (!mate.waiting.empty() || !mate.push(*send)) {
     mate.waiting.push_back(send);
+    queued_++;
     note_pending();
   }
   return send;
+}
+
+bool Mailbox::send_now(int number, const Envelope& envelope, const char* data) {
+  if (number == me_ || envelope.bytes > Mate::kInlineBytes) return false;
+  std::lock_guard lock(mutex_);
+  Mate& mate = *mates_[number];
+  return mate.waiting.empty() && mate.push(envelope, data);
+}
+
+// Only while nothing else is on its way could it be this receive's turn, or this message's.
+bool Mailbox::receive_now(int number, Receive& receive) {
+  if (number == me_) return false;
+  std::lock_guard lock(mutex_);
+  if (!posted_.empty() || !arrived_.empty() || !active_.empty() || queued_) return false;
+  Mate& mate = *mates_[number];
+  Record* record = mate.incoming.front();
+  if (!record) return false;
+  auto* head = reinterpret_cast<Head*>(record);
+  Envelope envelope;
+  const char* data = shm::read(head, envelope);
+  if (head->block != kInline || !receive.matches(envelope)) return false;
+  hand_over(receive, envelope, {&mate, nullptr, data, 0});
+  mate.incoming.drop(record);
+  return true;
 }
 
 void Mailbox::receive(const std::shared_ptr<Receive>& receive) {
@@ -210,7 +248,7 @@ void Mailbox::receive(const std::shared_ptr<Receive>& receive) {
   if (found == arrived_.end()) {
     posted_.push_back(receive);
   } else {
-    hand_over(receive, found->envelope, *found);
+    take_over(receive, found->envelope, *found);
     arrived_.erase(found);
   }
   note_pending();
@@ -229,7 +267,7 @@ std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin
   if (found != posted_.end()) {
     auto receive = *found;
     posted_.erase(found);
-    hand_over(receive, envelope, origin);
+    take_over(receive, envelope, origin);
     return receive;
   }
   std::shared_ptr<void> copy;
@@ -242,17 +280,22 @@ std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin
   return nullptr;
 }
 
-void Mailbox::hand_over(const std::shared_ptr<Receive>& receive, const Envelope& envelope,
+void Mailbox::take_over(const std::shared_ptr<Receive>& receive, const Envelope& envelope,
                         const Origin& origin) {
-  receive->accept(envelope);
-  receive->from = origin.from;
-  receive->block = origin.block;
-  receive->elsewhere = origin.elsewhere;
-  if (origin.block) return active_.push_back(receive);
-  receive->find_memory();
+  hand_over(*receive, envelope, origin);
+  if (origin.block) active_.push_back(receive);
+}
+
+void Mailbox::hand_over(Receive& receive, const Envelope& envelope, const Origin& origin) {
+  receive.from = origin.from;
+  receive.block = origin.block;
+  receive.elsewhere = origin.elsewhere;
+  receive.accept(envelope);
+  if (origin.block) return;
+  receive.find_memory();
   if (origin.elsewhere) return;
-  if (envelope.bytes) std::memcpy(receive->data, origin.data, envelope.bytes);
-  receive->finish();
+  if (envelope.bytes) std::memcpy(receive.data, origin.data, envelope.bytes);
+  receive.finish();
 }
 
 void Mailbox::progress(int number) {
@@ -262,7 +305,7 @@ void Mailbox::progress(int number) {
     for (int m = 0; m < int(mates_.size()); m++)
       if (mates_[m] && (number == kEverybody || number == m)) read(*mates_[m]);
     for (auto& mate : mates_)
-      if (mate && !mate->waiting.empty()) flush(*mate);
+      if (queued_ && mate) flush(*mate);
     std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
     if (active_.empty()) return note_pending();
     active = active_;
@@ -274,9 +317,9 @@ void Mailbox::read(Mate& mate) {
   Envelope envelope;
   while (Record* record = mate.incoming.front()) {
     auto* head = reinterpret_cast<Head*>(record);
-    shm::read(head, envelope);
+    const char* data = shm::read(head, envelope);
     if (head->block == kInline)
-      arrive(envelope, {&mate, nullptr, behind(head) + envelope.dims * sizeof(int64_t), 0});
+      arrive(envelope, {&mate, nullptr, data, 0});
     else
       arrive(envelope, {&mate, mate.block(head->block), nullptr, 0});
     mate.incoming.drop(record);
@@ -284,13 +327,14 @@ void Mailbox::read(Mate& mate) {
 }
 
 void Mailbox::flush(Mate& mate) {
-  while (!mate.waiting.empty() && mate.push(*mate.waiting.front())) mate.waiting.pop_front();
+  while (!mate.waiting.empty() && mate.push(*mate.waiting.front())) {
+    mate.waiting.pop_front();
+    queued_--;
+  }
 }
 
 void Mailbox::note_pending() {
-  const bool blocked = std::any_of(mates_.begin(), mates_.end(),
-                                   [](auto& mate) { return mate && !mate->waiting.empty(); });
-  pending_.store(blocked || !posted_.empty() || !active_.empty(), std::memory_order_relaxed);
+  pending_.store(queued_ || !posted_.empty() || !active_.empty(), std::memory_order_relaxed);
 }
 
 void Mailbox::forget(uint32_t context) {

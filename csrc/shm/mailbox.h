@@ -29,14 +29,15 @@ struct Lane {
 // A node-mate, or this process itself.
 class Mate {
  public:
-  static constexpr size_t kInlineBytes = 8192;
+  static constexpr size_t kInlineBytes = 32768;
 
   static constexpr size_t kMostSlotBytes = size_t(256) << 20;
 
   Mate(Lane* in, std::unique_ptr<Segment> inbox, Lane* out, Doorbell* doorbell, int pid);
   ~Mate();
 
-  bool push(Send&);  // false: no room now
+  bool push(const Envelope&, const char* data);  // a small one; false: no room now
+  bool push(Send&);
   bool reaches_us() const { return out_->reached.load(std::memory_order_relaxed); }
   bool within_reach() const { return in_->reached.load(std::memory_order_relaxed); }
   char* take_slot(Block*, size_t bytes);  // for the block; null: too much is out already
@@ -93,6 +94,10 @@ class Mailbox {
   // Posts a receive: it takes the first message that matches and that no earlier one took.
   void receive(const std::shared_ptr<Receive>&);
 
+  // The short way of small messages between node-mates: each says whether it could be done now.
+  bool send_now(int mate, const Envelope&, const char* data);
+  bool receive_now(int mate, Receive&);
+
   // A message that came elsewhere; small ones with their data, large ones (null) with a number.
   // Returns the receive that takes it, if one was posted.
   std::shared_ptr<Receive> deliver(const Envelope&, const char* data, uint64_t number);
@@ -124,7 +129,8 @@ class Mailbox {
   void read(Mate&);
   void flush(Mate&);
   std::shared_ptr<Receive> arrive(const Envelope&, Origin);
-  void hand_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);
+  void take_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);
+  static void hand_over(Receive&, const Envelope&, const Origin&);
   void note_pending();
 
   std::unique_ptr<Segment> inbox_;
@@ -136,6 +142,7 @@ class Mailbox {
   std::vector<std::shared_ptr<Receive>> posted_;
   std::list<Arrived> arrived_;
   std::vector<std::shared_ptr<Receive>> active_;  // large ones on their way
+  int queued_ = 0;  // messages that wait for room
   std::atomic<bool> pending_ = false;
 };
 

@@ -12,6 +12,7 @@
 // only after both sides have acknowledged, or the receiver has returned the slot.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -32,8 +33,6 @@ enum class Stage : uint32_t {
 };
 
 struct alignas(128) Block {
-  static constexpr size_t kPieceBytes = size_t(256) << 10;
-
   std::atomic<Stage> stage;
   std::atomic<uint32_t> claimed, done;
   uint64_t bytes;
@@ -43,7 +42,12 @@ struct alignas(128) Block {
   Stage now() const { return stage.load(std::memory_order_acquire); }
   void go(Stage next) { stage.store(next, std::memory_order_release); }
   bool change(Stage from, Stage to) { return stage.compare_exchange_strong(from, to); }
-  uint32_t pieces() const { return uint32_t((bytes + kPieceBytes - 1) / kPieceBytes); }
+  // So large that the kernel's part per call is small, so small that there is one for each side.
+  size_t piece_bytes() const {
+    const size_t quarter = (bytes / 4 + kPage - 1) / kPage * kPage;
+    return std::clamp(quarter, size_t(8) * kPage, size_t(64) * kPage);
+  }
+  uint32_t pieces() const { return uint32_t((bytes + piece_bytes() - 1) / piece_bytes()); }
   bool complete() const { return done.load(std::memory_order_acquire) == pieces(); }
   void acknowledge() {
     if (!change(Stage::moving, Stage::acknowledged)) go(Stage::free);
@@ -52,14 +56,17 @@ struct alignas(128) Block {
   // Copies all pieces that nobody has claimed yet, by copy(offset, bytes).
   template <class Copy>
   void copy_pieces(Copy copy) {
-    while (claimed.load(std::memory_order_relaxed) < pieces()) {
+    const size_t per = piece_bytes(), count = pieces();
+    while (claimed.load(std::memory_order_relaxed) < count) {
       const uint32_t k = claimed.fetch_add(1);
-      if (k >= pieces()) return;
-      const size_t offset = k * kPieceBytes;
-      copy(offset, std::min<size_t>(kPieceBytes, bytes - offset));
+      if (k >= count) return;
+      copy(k * per, std::min(per, bytes - k * per));
       done.fetch_add(1, std::memory_order_acq_rel);
     }
   }
+
+ private:
+  static constexpr size_t kPage = 4096;
 };
 
 }  // namespace pycomm::shm

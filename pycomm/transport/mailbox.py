@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 
 from pycomm import _native
-from pycomm.arrays import View, empty
+from pycomm.arrays import View, laid_into, view
 from pycomm.errors import CommError, MismatchError
 from pycomm.transport.base import Request
 from pycomm.transport.shm import Exchange
@@ -76,14 +77,17 @@ class Header:
 class Sent:
     """A message under way to a node-mate: a Request that keeps the array alive."""
 
-    def __init__(self, handle: _native.Send, view: View):
+    def __init__(self, mailbox: _native.Mailbox, handle: _native.Send, view: View):
+        self._mailbox = mailbox
         self._handle = handle
         self._view: View | None = view
 
     def test(self) -> bool:
         """Make progress and say whether the memory may be reused."""
-        if self._view is not None and _moved(self._handle.test):
-            self._view = None
+        if self._view is not None:
+            self._mailbox.progress()
+            if _moved(self._handle.test):
+                self._view = None
         return self._view is None
 
     def finished(self) -> bool:
@@ -139,13 +143,15 @@ class Received:
         Raises:
             MismatchError: `out` has not the dtype and shape that were sent.
         """
-        handle = self._handle
-        if handle.disagrees and self._out:
-            raise _disagreement(handle, self._out)
-        if self._out:
-            return self._out
-        memory = handle.memory() if handle.nbytes else None
-        return empty(tuple(handle.shape), _BY_CODE[handle.dtype], handle.is_tensor, memory)
+        if self._handle.disagrees and self._out:
+            raise _disagreement(self._handle, self._out)
+        return self._out or view(new_array(self._handle))
+
+
+def new_array(message: _native.Receive) -> Any:
+    """Return a message that has come as an array on its memory."""
+    dtype = _BY_CODE[message.dtype]
+    return laid_into(message.memory(), message.shape, dtype, message.is_tensor)
 
 
 def _moved(test: Callable[[], bool]) -> bool:
@@ -223,7 +229,7 @@ class Mailbox:
 
     def sent(self, handle: _native.Send, view: View) -> Sent:
         """Return the Request of a message on its way to a node-mate; keeps it, used or not."""
-        sent = Sent(handle, view)
+        sent = Sent(self.memory, handle, view)
         self._keep(sent)
         return sent
 
