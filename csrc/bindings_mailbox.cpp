@@ -77,8 +77,7 @@ void bind_handles(nb::module_& m) {
                    })
       .def_prop_ro("address", [](Receive& r) { return reinterpret_cast<uintptr_t>(r.data); })
       .def_prop_ro("nbytes", [](Receive& r) { return r.envelope.bytes; })
-      .def("memory",
-           [](Receive& r) { return MessageMemory{r.memory, r.data, r.envelope.bytes}; })
+      .def("memory", [](Receive& r) { return MessageMemory{r.memory, r.data, r.envelope.bytes}; })
       .def("finish", &Receive::finish, "Another transport has brought the data.");
 }
 
@@ -95,7 +94,7 @@ void bind_mailbox(nb::module_& m) {
                    [](Mailbox& b) { return reinterpret_cast<uintptr_t>(b.secret_address()); })
       .def("close_descriptor", &Mailbox::close_descriptor)
       .def("connect", &Mailbox::connect, "mate"_a, "pid"_a, "fd"_a, "nonce"_a, "secret"_a,
-           "secret_address"_a)
+           "secret_address"_a, "direct"_a)
       .def(
           "send",
           [](Mailbox& b, int mate, uint32_t context, int source, int64_t tag, uintptr_t address,
@@ -137,8 +136,7 @@ void bind_mailbox(nb::module_& m) {
           },
           "A message has come by another transport; return the receive that takes it, if any.")
       .def(
-          "progress", [](Mailbox& b) { b.progress(); },
-          nb::call_guard<nb::gil_scoped_release>())
+          "progress", [](Mailbox& b) { b.progress(); }, nb::call_guard<nb::gil_scoped_release>())
       .def("forget", &Mailbox::forget, "context"_a)
       .def("expect", [](Mailbox& b) { return b.doorbell().expect(); })
       .def(

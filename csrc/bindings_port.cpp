@@ -30,7 +30,8 @@ struct Port {
 };
 
 uint64_t now_ns() {
-  return uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+  return uint64_t(std::chrono::steady_clock::now().time_since_epoch() /
+                  std::chrono::nanoseconds(1));
 }
 
 // Counts the time of a call, and how much of it was waiting.

@@ -172,5 +172,7 @@ def laid_into(memory: Any, shape: tuple[int, ...], dtype: DType, as_tensor: bool
         kind = numpy_dtype(dtype)
         return np.frombuffer(memory, kind, count).reshape(shape) if count else np.empty(shape, kind)
     torch, kind = importlib.import_module("torch"), torch_dtype(dtype)
-    flat = torch.frombuffer(memory, dtype=kind, count=count) if count else torch.empty(0, dtype=kind)
+    flat = (
+        torch.frombuffer(memory, dtype=kind, count=count) if count else torch.empty(0, dtype=kind)
+    )
     return flat.view(shape)

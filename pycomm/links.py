@@ -41,7 +41,8 @@ class Links:
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
-            world.mailbox.connect(exchange, world.neighbours.mates())
+            mates, direct = world.neighbours.mates(), world.config.cross_memory
+            world.mailbox.connect(exchange, mates, direct)
             if len({name for name, *_ in world.neighbours.hosts}) > 1:
                 world.wire.abort_on_failure()
         hosts = [world.neighbours.hosts[process] for process in self._processes]

@@ -63,11 +63,13 @@ bool can_read(int pid, uint64_t address, uint64_t expected) {
 
 }  // namespace
 
-Mate::Mate(Lane* in, std::unique_ptr<Segment> inbox, Lane* out, Doorbell* doorbell, int pid)
+Mate::Mate(std::shared_ptr<Segment> ours, Lane* in, std::unique_ptr<Segment> theirs, Lane* out,
+           Doorbell* doorbell, int pid)
     : incoming(&in->ring),
+      ours_(std::move(ours)),
+      theirs_(std::move(theirs)),
       in_(in),
       out_(out),
-      inbox_(std::move(inbox)),
       outgoing_(&out->ring),
       doorbell_(doorbell),
       pid_(pid) {}
@@ -83,11 +85,11 @@ bool Mate::push(const Envelope& e, const char* data) {
   return true;
 }
 
-bool Mate::push(Send& send) {
-  const Envelope& e = send.envelope;
+bool Mate::push(const std::shared_ptr<Send>& send) {
+  const Envelope& e = send->envelope;
   if (e.bytes <= kInlineBytes) {
-    if (!push(e, send.data)) return false;
-    send.done = true;
+    if (!push(e, send->data)) return false;
+    send->done = true;
     return true;
   }
   Block* block = free_block();
@@ -101,31 +103,43 @@ bool Mate::push(Send& send) {
 }
 
 // A peer that cannot read this process's memory gets a slot at once.
-bool Mate::offer(Send& send, Block* block) {
-  block->bytes = send.envelope.bytes;
-  block->source = Location::of(send.data);
+bool Mate::offer(const std::shared_ptr<Send>& send, Block* block) {
+  block->bytes = send->envelope.bytes;
+  block->source = Location::of(send->data);
   const bool readable = block->source.place.serial || reaches_us();
   if (!readable) {
     char* slot = take_slot(block, block->bytes);
     if (!slot) return false;
-    std::memcpy(slot, send.data, block->bytes);
+    std::memcpy(slot, send->data, block->bytes);
     block->source = Location::of(slot);
-    send.done = true;
+    send->done = true;
   }
-  send.to = this;
-  send.block = block;
+  send->to = this;
+  send->block = block;
+  offered_[block - out_->blocks] = send;
   block->go(readable ? Stage::offered : Stage::filled);
   return true;
 }
 
 Block* Mate::free_block() {
-  for (int tries = 0; tries < Lane::kBlocks; tries++) {
-    Block* block = &out_->blocks[next_block_++ % Lane::kBlocks];
-    if (block->now() == Stage::free) return block;
+  {
+    std::lock_guard lock(slots_mutex_);
+    reap();
   }
-  std::lock_guard lock(slots_mutex_);
-  reap();
+  for (int tries = 0; tries < Lane::kBlocks; tries++)
+    if (is_free(int(++next_block_ % Lane::kBlocks)))
+      return &out_->blocks[next_block_ % Lane::kBlocks];
   return nullptr;
+}
+
+// Acknowledges for a send whose owner does not look after it.
+bool Mate::is_free(int number) {
+  Block& block = out_->blocks[number];
+  std::shared_ptr<Send>& send = offered_[number];
+  if (send && block.now() == Stage::acknowledged) send->advance();
+  if (block.now() != Stage::free) return false;
+  send.reset();
+  return true;
 }
 
 void Mate::reap() {
@@ -150,15 +164,17 @@ char* Mate::take_slot(Block* block, size_t bytes) {
   return memory;
 }
 
-// Whether another slot is affordable; drops those that are free and too small if need be.
+// Whether another slot is affordable; drops those that are free and too small if need be. Those
+// that the receiver keeps do not count: it may keep them for ever.
 bool Mate::make_room(size_t bytes) {
-  auto total = [&] {
-    size_t sum = bytes;
-    for (Slot& slot : slots_) sum += slot.bytes;
+  auto used = [&] {
+    size_t sum = 0;
+    for (Slot& slot : slots_)
+      if (!slot.block || slot.block->now() != Stage::kept) sum += slot.bytes;
     return sum;
   };
-  if (total() > kMostSlotBytes) drop_free_slots();
-  return slots_.empty() || total() <= kMostSlotBytes;
+  if (used() + bytes > kMostSlotBytes) drop_free_slots();
+  return used() == 0 || used() + bytes <= kMostSlotBytes;
 }
 
 void Mate::drop_free_slots() {
@@ -174,10 +190,23 @@ void Mate::give_back(Block* block) {
     if (slot.block == block) slot.block = nullptr;
 }
 
+std::shared_ptr<void> Mate::keep(Block* block) {
+  const size_t bytes = block->bytes;
+  if (kept_bytes_->fetch_add(bytes) + bytes > kMostKeptBytes) {
+    kept_bytes_->fetch_sub(bytes);
+    return nullptr;
+  }
+  block->go(Stage::kept);
+  return {block, [ours = ours_, kept = kept_bytes_, bytes](void* block) {
+            kept->fetch_sub(bytes);
+            static_cast<Block*>(block)->go(Stage::returned);
+          }};
+}
+
 Mate::~Mate() { drop_free_slots(); }
 
 Mailbox::Mailbox(int mates, int me)
-    : inbox_(std::make_unique<Segment>(Segment::create(Inbox::bytes(mates)))),
+    : inbox_(std::make_shared<Segment>(Segment::create(Inbox::bytes(mates)))),
       doorbell_(&Inbox::in(*inbox_)->doorbell),
       me_(me),
       secret_((uint64_t(std::random_device{}()) << 32) | std::random_device{}()),
@@ -189,12 +218,12 @@ Mailbox::Mailbox(int mates, int me)
 }
 
 void Mailbox::connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
-                      uint64_t secret_address) {
+                      uint64_t secret_address, bool direct) {
   auto segment = std::make_unique<Segment>(Segment::open(pid, fd, nonce));
   Inbox* theirs = Inbox::in(*segment);
   Lane* in = &Inbox::in(*inbox_)->lanes[number];
-  in->reached = can_read(pid, secret_address, secret);
-  mates_[number] = std::make_unique<Mate>(in, std::move(segment), &theirs->lanes[me_],
+  in->reached = direct && can_read(pid, secret_address, secret);
+  mates_[number] = std::make_unique<Mate>(inbox_, in, std::move(segment), &theirs->lanes[me_],
                                           &theirs->doorbell, pid);
 }
 
@@ -209,7 +238,7 @@ std::shared_ptr<Send> Mailbox::send(int number, const Envelope& envelope, const 
   }
   std::lock_guard lock(mutex_);
   Mate& mate = *mates_[number];
-  if (!mate.waiting.empty() || !mate.push(*send)) {
+  if (!mate.waiting.empty() || !mate.push(send)) {
     mate.waiting.push_back(send);
     queued_++;
     note_pending();
@@ -327,7 +356,7 @@ void Mailbox::read(Mate& mate) {
 }
 
 void Mailbox::flush(Mate& mate) {
-  while (!mate.waiting.empty() && mate.push(*mate.waiting.front())) {
+  while (!mate.waiting.empty() && mate.push(mate.waiting.front())) {
     mate.waiting.pop_front();
     queued_--;
   }

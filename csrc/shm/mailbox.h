@@ -31,17 +31,21 @@ class Mate {
  public:
   static constexpr size_t kInlineBytes = 32768;
 
-  static constexpr size_t kMostSlotBytes = size_t(256) << 20;
+  static constexpr size_t kMostSlotBytes = size_t(256) << 20, kMostKeptBytes = kMostSlotBytes / 2;
 
-  Mate(Lane* in, std::unique_ptr<Segment> inbox, Lane* out, Doorbell* doorbell, int pid);
+  // `in` lies in `ours`, `out` and the doorbell in `theirs`.
+  Mate(std::shared_ptr<Segment> ours, Lane* in, std::unique_ptr<Segment> theirs, Lane* out,
+       Doorbell* doorbell, int pid);
   ~Mate();
 
   bool push(const Envelope&, const char* data);  // a small one; false: no room now
-  bool push(Send&);
+  bool push(const std::shared_ptr<Send>&);
   bool reaches_us() const { return out_->reached.load(std::memory_order_relaxed); }
   bool within_reach() const { return in_->reached.load(std::memory_order_relaxed); }
   char* take_slot(Block*, size_t bytes);  // for the block; null: too much is out already
   void give_back(Block*);
+  // Credit to keep a slot of this mate for a while: null if too much is kept already.
+  std::shared_ptr<void> keep(Block*);
   Block* block(uint32_t number) { return &in_->blocks[number]; }
   Doorbell& doorbell() { return *doorbell_; }
   int pid() const { return pid_; }
@@ -55,18 +59,22 @@ class Mate {
     size_t bytes;
     Block* block;  // null: free
   };
-  bool offer(Send&, Block*);
+  bool offer(const std::shared_ptr<Send>&, Block*);
   Block* free_block();
+  bool is_free(int number);
   void reap();
   bool make_room(size_t bytes);
   void drop_free_slots();
 
+  std::shared_ptr<Segment> ours_;
+  std::unique_ptr<Segment> theirs_;
   Lane *in_, *out_;
-  std::unique_ptr<Segment> inbox_;
   RingWriter outgoing_;
   Doorbell* doorbell_;
   int pid_;
   uint32_t next_block_ = 0;
+  std::shared_ptr<Send> offered_[Lane::kBlocks];  // what a block was last used for
+  std::shared_ptr<std::atomic<size_t>> kept_bytes_ = std::make_shared<std::atomic<size_t>>(0);
   std::mutex slots_mutex_;
   std::vector<Slot> slots_;
 };
@@ -84,9 +92,10 @@ class Mailbox {
   uint64_t secret() const { return secret_; }
   const uint64_t* secret_address() const { return &secret_; }
 
-  // Opens the inbox of mate `number` by its descriptor, and tries whether its memory can be read.
+  // Opens the inbox of mate `number` by its descriptor, and tries whether its memory can be read,
+  // if that is wanted.
   void connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
-               uint64_t secret_address);
+               uint64_t secret_address, bool direct);
 
   // Starts to send to a mate. The caller may drop the handle once it is done.
   std::shared_ptr<Send> send(int mate, const Envelope&, const char* data);
@@ -133,7 +142,7 @@ class Mailbox {
   static void hand_over(Receive&, const Envelope&, const Origin&);
   void note_pending();
 
-  std::unique_ptr<Segment> inbox_;
+  std::shared_ptr<Segment> inbox_;
   Doorbell* doorbell_;
   int me_;
   uint64_t secret_;
@@ -142,7 +151,7 @@ class Mailbox {
   std::vector<std::shared_ptr<Receive>> posted_;
   std::list<Arrived> arrived_;
   std::vector<std::shared_ptr<Receive>> active_;  // large ones on their way
-  int queued_ = 0;  // messages that wait for room
+  int queued_ = 0;                                // messages that wait for room
   std::atomic<bool> pending_ = false;
 };
 

@@ -93,9 +93,8 @@ void Send::help() {
     if (!block->target.place.serial && !to->within_reach()) return;
     target.emplace(to->pid(), block->target);
   }
-  block->copy_pieces([&](size_t offset, size_t bytes) {
-    target->write(data + offset, offset, bytes);
-  });
+  block->copy_pieces(
+      [&](size_t offset, size_t bytes) { target->write(data + offset, offset, bytes); });
   if (block->complete()) to->doorbell().ring();
 }
 
@@ -159,26 +158,24 @@ void Receive::take() {
 }
 
 void Receive::move() {
-  block->copy_pieces([&](size_t offset, size_t bytes) {
-    origin->read(data + offset, offset, bytes);
-  });
+  block->copy_pieces(
+      [&](size_t offset, size_t bytes) { origin->read(data + offset, offset, bytes); });
   if (!block->complete()) return;
   block->acknowledge();
   from->doorbell().ring();
   finish();
 }
 
-// Copies the message out of the sender's slot, or keeps the slot until the array on it is dropped.
+// Keeps the sender's slot until the array on it is dropped, or copies the message out of it.
 void Receive::empty_slot() {
   const PeerMemory slot(from->pid(), block->source);
-  auto give_back = [keep = slot, block = block](void*) { block->go(Stage::returned); };
-  if (may_keep && !out) {
+  if (auto credit = may_keep && !out ? from->keep(block) : nullptr) {
     data = slot.mapped();
-    memory = std::shared_ptr<void>(data, give_back);
+    memory = std::shared_ptr<void>(data, [slot, credit = std::move(credit)](void*) {});
   } else {
     find_memory();
     slot.read(data, 0, envelope.bytes);
-    give_back(nullptr);
+    block->go(Stage::returned);
     from->doorbell().ring();
   }
   finish();

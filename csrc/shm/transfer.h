@@ -1,7 +1,8 @@
 // One large message between two processes: how sender and receiver agree on who copies.
 //
 //   offered ──receiver──▸ taken ▸ moving ──both copy pieces, both acknowledge──▸ free
-//      └────sender─────▸ filling ▸ filled ──receiver copies, or keeps the slot──▸ returned ▸ free
+//      └────sender─────▸ filling ▸ filled ──receiver copies, or: kept for a while──▸ returned ▸
+//      free
 //
 // A receiver that comes takes the data straight from the sender's memory, and a sender that waits
 // meanwhile helps: each piece is copied by who claims it first. A sender that finds nobody there
@@ -29,6 +30,7 @@ enum class Stage : uint32_t {
   acknowledged,  // by one side
   filling,
   filled,
+  kept,
   returned,
 };
 

@@ -192,12 +192,13 @@ class Mailbox:
         self._transfers: list[tuple[_native.Receive, Request]] = []
         self._lock = threading.Lock()
 
-    def connect(self, exchange: Exchange, mates: Sequence[int]) -> None:
+    def connect(self, exchange: Exchange, mates: Sequence[int], direct: bool) -> None:
         """Reach the processes `mates` of this host through memory; collective over all processes.
 
         Args:
             exchange: gathers one object of every process.
             mates: this process among them.
+            direct: whether ordinary memory may be reached, too, where the kernel allows that.
         """
         me = mates.index(self._wire.rank)
         memory = _native.Mailbox(len(mates), me)
@@ -207,7 +208,7 @@ class Mailbox:
         try:
             for number, process in enumerate(mates):
                 if number != me:
-                    memory.connect(number, *rows[process])
+                    memory.connect(number, *rows[process], direct)
         except (OSError, RuntimeError) as error:
             _logger.warning("messages go over the wire, as memory cannot be shared: %s", error)
             connected = False

@@ -82,9 +82,7 @@ class Patience:
     LAST_WORDS_S = 0.5
     """What a rank sent before it left may still be on its way for so long."""
 
-    def __init__(
-        self, timeout: float, stats: Stats, watch: Watch, meanwhile: Callable[[], None]
-    ):
+    def __init__(self, timeout: float, stats: Stats, watch: Watch, meanwhile: Callable[[], None]):
         self.timeout = timeout
         self._meanwhile = meanwhile
         self._stats = stats
