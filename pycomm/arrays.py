@@ -168,11 +168,10 @@ def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = N
 def laid_into(memory: Any, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:
     """Return a contiguous array on an object with a writable buffer of at least its size."""
     count = math.prod(shape)
-    if not as_tensor:
-        kind = numpy_dtype(dtype)
-        return np.frombuffer(memory, kind, count).reshape(shape) if count else np.empty(shape, kind)
-    torch, kind = importlib.import_module("torch"), torch_dtype(dtype)
-    flat = (
-        torch.frombuffer(memory, dtype=kind, count=count) if count else torch.empty(0, dtype=kind)
-    )
-    return flat.view(shape)
+    if as_tensor:
+        torch, of = importlib.import_module("torch"), torch_dtype(dtype)
+        if count:
+            return torch.frombuffer(memory, dtype=of, count=count).view(shape)
+        return torch.empty(shape, dtype=of)
+    kind = numpy_dtype(dtype)
+    return np.frombuffer(memory, kind, count).reshape(shape) if count else np.empty(shape, kind)

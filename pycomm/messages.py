@@ -10,7 +10,7 @@ from pycomm.dispatch import Dispatcher, returned
 from pycomm.links import Links
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
-from pycomm.transport.mailbox import ANY, Received, Sent, new_array
+from pycomm.transport.mailbox import ANY, Received, Sent, SentByWire, new_array
 from pycomm.work import Transfer, Work
 from pycomm.world import World
 
@@ -89,7 +89,7 @@ class Messages:
         received = self._world.mailbox.receive(self._context, peer, tag, target, not copy)
         return self._received(received, src, tag, out)
 
-    def _sent(self, sent: Sent, dst: int, tag: int) -> Work:
+    def _sent(self, sent: Sent | SentByWire, dst: int, tag: int) -> Work:
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
 
         def until(ready: Callable[[], bool], timeout: float | None) -> None:

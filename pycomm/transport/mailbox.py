@@ -102,15 +102,22 @@ class Sent:
         self._handle.settle()
 
 
-class _SentByWire:
+class SentByWire:
+    """A message under way by the wire, whose requests keep the array alive."""
+
     def __init__(self, *parts: Request):
         self._parts = parts
 
     def test(self) -> bool:
+        """Make progress and say whether the memory may be reused."""
         return all([part.test() for part in self._parts])
 
+    def finished(self) -> bool:
+        """Say whether the array may be dropped."""
+        return self.test()
+
     def settle(self) -> None:
-        pass
+        """Do nothing: the wire has no memory to spare."""
 
 
 class Received:
@@ -185,7 +192,7 @@ class Mailbox:
         self._wire = wire
         self.memory = _native.Mailbox(1, 0)
         self.mates = {wire.rank: 0}
-        self._under_way: list[Sent | Received] = []
+        self._under_way: list[Sent | SentByWire | Received] = []
         self._sent: Counter[int] = Counter()
         self._numbers = count(1)
         self._data: dict[int, tuple[int, int]] = {}
@@ -208,7 +215,7 @@ class Mailbox:
         try:
             for number, process in enumerate(mates):
                 if number != me:
-                    memory.connect(number, *rows[process], direct)
+                    memory.connect(number, *rows[process], direct=direct)
         except (OSError, RuntimeError) as error:
             _logger.warning("messages go over the wire, as memory cannot be shared: %s", error)
             connected = False
@@ -218,11 +225,13 @@ class Mailbox:
 
     def send(
         self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int
-    ) -> Sent | _SentByWire:
+    ) -> Sent | SentByWire:
         """Start to send to process `to`; the memory must not change until it is complete."""
         if (mate := self.mates.get(to)) is None:
             with self._lock:
-                return self._send_by_wire(view, is_tensor, context, source, tag, to)
+                by_wire = self._send_by_wire(view, is_tensor, context, source, tag, to)
+            self._keep(by_wire)
+            return by_wire
         handle = self.memory.send(
             mate, context, source, tag, view.address, view.nbytes, *_kind(view, is_tensor)
         )
@@ -241,14 +250,14 @@ class Mailbox:
             self._keep(received)
         return received
 
-    def _keep(self, request: Sent | Received) -> None:
+    def _keep(self, request: Sent | SentByWire | Received) -> None:
         if not request.finished():
             self._under_way = [r for r in self._under_way if not r.finished()]
             self._under_way.append(request)
 
     def _send_by_wire(
         self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int
-    ) -> _SentByWire:
+    ) -> SentByWire:
         data_tag = 1 + self._sent[to] % DATA_TAGS
         self._sent[to] += view.nbytes > INLINE_BYTES
         kind = view.dtype, is_tensor, tuple(view.owner.shape)
@@ -256,9 +265,9 @@ class Mailbox:
         head = np.frombuffer(header.pack(), np.uint8)
         if view.nbytes <= INLINE_BYTES:
             message = np.concatenate([head, view.bytes])
-            return _SentByWire(self._wire.isend(message, to, HEADER_TAG))
+            return SentByWire(self._wire.isend(message, to, HEADER_TAG))
         first = self._wire.isend(head, to, HEADER_TAG)
-        return _SentByWire(first, self._wire.isend(view.bytes, to, data_tag))
+        return SentByWire(first, self._wire.isend(view.bytes, to, data_tag))
 
     def receive(
         self, context: int, source: int, tag: int, out: View | None, keep: bool = False

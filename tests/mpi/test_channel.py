@@ -59,8 +59,8 @@ def test_a_pair_that_comes_at_any_time(comm):
 
 
 def test_a_sender_does_not_wait_for_a_receiver_that_comes_late(comm):
-    if comm.size == 1:
-        pytest.skip("needs a peer")
+    if comm.size == 1 or len(comm._world.mailbox.mates) == 1:
+        pytest.skip("needs a peer that shares memory")
     if comm.rank == 0:
         x = pattern(LARGE, 0)
         comm.send(x, 1)
