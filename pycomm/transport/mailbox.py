@@ -215,7 +215,8 @@ class Mailbox:
         try:
             for number, process in enumerate(mates):
                 if number != me:
-                    memory.connect(number, *rows[process], direct=direct)
+                    pid, fd, nonce, secret, address = rows[process]
+                    memory.connect(number, pid, fd, nonce, secret, address, direct)
         except (OSError, RuntimeError) as error:
             _logger.warning("messages go over the wire, as memory cannot be shared: %s", error)
             connected = False
