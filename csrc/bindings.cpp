@@ -87,7 +87,10 @@ NB_MODULE(_native, m) {
   bind_failures(m);
   bind_kernels(m);
   bind_memory(m);
+  bind_arrays(m);
   bind_waits(m);
+  bind_mailbox(m);
+  bind_port(m);
   bind_board(m);
   bind_exchange(m);
   m.def("finalize_on_success",

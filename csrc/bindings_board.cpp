@@ -1,6 +1,7 @@
 // The board of a communicator and its collectives, for Python.
 #include "bindings.h"
 #include "shm/direct.h"
+#include "shm/mailbox.h"
 
 namespace pycomm {
 
@@ -27,6 +28,7 @@ void bind_board(nb::module_& m) {
       .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
       .def("close_descriptor", &Board::close_descriptor)
       .def("watch", &Board::watch, "waits"_a, "processes"_a, nb::keep_alive<1, 2>())
+      .def("serve", &Board::serve, "mailbox"_a, nb::keep_alive<1, 2>())
       .def("depart", &Board::depart)
       .def("has_departed", &Board::has_departed, "rank"_a)
       .def("exchange_notes",

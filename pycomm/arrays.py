@@ -20,11 +20,12 @@ _EXTENDED = {
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
+_NUMPY = {name: _EXTENDED.get(name) or np.dtype(name) for name in DTYPES}
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:
     """Return the NumPy dtype of `dtype`; bfloat16 and the float8 types come from ml_dtypes."""
-    return _EXTENDED.get(dtype.name) or np.dtype(dtype.name)
+    return _NUMPY[dtype.name]
 
 
 def torch_dtype(dtype: DType) -> Any:
@@ -159,12 +160,18 @@ def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = N
     Args:
         memory: an object with a writable buffer of the right size to lay the array into.
     """
-    nbytes = math.prod(shape) * dtype.itemsize
-    flat = np.empty(nbytes, np.uint8) if memory is None else np.frombuffer(memory, np.uint8, nbytes)
+    if memory is None:
+        memory = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+    return view(laid_into(memory, shape, dtype, as_tensor))
+
+
+def laid_into(memory: Any, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:
+    """Return a contiguous array on an object with a writable buffer of at least its size."""
+    count = math.prod(shape)
     if as_tensor:
-        torch = importlib.import_module("torch")
-        bits = torch.from_numpy(flat) if nbytes else torch.empty(0, dtype=torch.uint8)
-        array = bits.view(torch_dtype(dtype)).view(shape)
-    else:
-        array = flat.view(numpy_dtype(dtype)).reshape(shape)
-    return view(array)
+        torch, of = importlib.import_module("torch"), torch_dtype(dtype)
+        if count:
+            return torch.frombuffer(memory, dtype=of, count=count).view(shape)
+        return torch.empty(shape, dtype=of)
+    kind = numpy_dtype(dtype)
+    return np.frombuffer(memory, kind, count).reshape(shape) if count else np.empty(shape, kind)

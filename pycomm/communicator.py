@@ -56,6 +56,8 @@ class Communicator(Collectives, Messages):
         self._collectives.transport = links.transport
         traced = world.trace is not None
         self._quick = NeverQuick() if traced or not links.memory else links.memory.quick
+        self._port = links.port(context)
+        self._collectives.when_failed = self._stop_quick_messages
         guard.watch(self)
 
     @classmethod
@@ -257,7 +259,11 @@ class Communicator(Collectives, Messages):
             self.depart()
             self._links.close()
             self._quick = NeverQuick()
+            self._stop_quick_messages()
             self._world.mailbox.forget(self._context)
+
+    def _stop_quick_messages(self) -> None:
+        self._port.open = False
 
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
@@ -270,7 +276,11 @@ class Communicator(Collectives, Messages):
     @property
     def stats(self) -> Stats:
         """What communication cost this rank so far, as a copy."""
-        return self._collectives.stats()
+        stats, (nbytes, busy_s, idle_s) = self._collectives.stats(), self._port.counts
+        stats.bytes_sent += nbytes
+        stats.busy_s += busy_s
+        stats.idle_s += idle_s
+        return stats
 
     @property
     def timeout(self) -> float:

@@ -25,6 +25,7 @@ class Config:
 
     timeout: float = _option(300.0, "Seconds without progress after which an operation fails.")
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
+    cross_memory: bool = _option(True, "Read and write other ranks' memory where the kernel lets.")
     order: str = _option("", "'rank' adds in rank order between hosts, too.")
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
     trace: str = _option("", "A folder to write each rank's Perfetto trace to, at exit.")

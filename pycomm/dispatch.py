@@ -55,6 +55,7 @@ class Dispatcher:
         self._engine = Engine(name, self._asynchronous)
         self.closed = False
         self._failure: BaseException | None = None
+        self.when_failed: Callable[[], None] = lambda: None
 
     def start(
         self,
@@ -141,6 +142,7 @@ class Dispatcher:
         """Let all later calls raise, because of `error`."""
         self._failure = error
         self._allow_quick(False)
+        self.when_failed()
         return error
 
     def _allow_quick(self, allowed: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pycomm import _native
 from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport, counterparts
@@ -29,7 +30,7 @@ class Links:
         self._stats = stats
         rank = processes.index(world.wire.rank)
         self._peers = Peers(lambda: world.neighbours, processes, rank)
-        self.patience = Patience(world.timeout, stats, self._peers)
+        self.patience = Patience(world.timeout, stats, self._peers, world.mailbox.progress)
         self.memory: SharedMemory | None = None
         self.shared: SharedMemory | None = None
         self._messages = self._among(range(len(processes)))
@@ -40,6 +41,8 @@ class Links:
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
+            mates, direct = world.neighbours.mates(), world.config.cross_memory
+            world.mailbox.connect(exchange, mates, direct)
             if len({name for name, *_ in world.neighbours.hosts}) > 1:
                 world.wire.abort_on_failure()
         hosts = [world.neighbours.hosts[process] for process in self._processes]
@@ -52,6 +55,14 @@ class Links:
             local, self._messages.across = (self._among(ranks) for ranks in levels)
             self.shared = self._connect(world.neighbours, levels[0], local, exchange)
             self._messages.local = self.shared or local
+
+    def port(self, context: int) -> _native.Port:
+        """Return the short way of messages to the ranks on this host."""
+        mailbox, known = self._world.mailbox, self._world.neighbours
+        mates = [mailbox.mates.get(process, -1) for process in self._processes]
+        rank = self._processes.index(self._world.wire.rank)
+        crowded = known is not None and known.crowded()
+        return _native.Port(mailbox.memory, context, rank, mates, crowded)
 
     def leave(self) -> None:
         """Tell the ranks on this host that this one takes no part any more."""
@@ -81,6 +92,8 @@ class Links:
             self._peers,
             ranks,
         )
+        if memory:
+            memory.serve(self._world.mailbox.memory)
         if memory and known.waits:
             memory.watch(known.waits, [self._processes[rank] for rank in ranks])
         return memory

@@ -10,7 +10,7 @@ from pycomm.dispatch import Dispatcher, returned
 from pycomm.links import Links
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
-from pycomm.transport.mailbox import ANY
+from pycomm.transport.mailbox import ANY, Received, Sent, SentByWire, new_array
 from pycomm.work import Transfer, Work
 from pycomm.world import World
 
@@ -26,14 +26,33 @@ class Messages:
     _stats: Stats
     _links: Links
     _collectives: Dispatcher
+    _port: Any
 
     def send(self, x: Any, dst: int, tag: int = 0) -> None:
-        """Send an array to rank `dst`; returns when `x` may be reused."""
-        with self._stats.timed():
-            self.isend(x, dst, tag).wait()
+        """Send an array to rank `dst`; returns when `x` may be reused.
 
-    def recv(self, src: int, tag: int = 0, out: Any = None) -> Any:
+        Large messages to a rank on this host that has not come to receive them wait in shared
+        memory, as far as there is room: up to 256 MiB for each pair of ranks.
+        """
+        sent = self._port.send(x, dst, tag)
+        if sent is True:
+            return
+        with self._stats.timed():
+            if sent is False:
+                self.isend(x, dst, tag).wait()
+            else:
+                self._sent(self._world.mailbox.sent(sent, view(x)), dst, tag).wait()
+
+    def recv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Any:
         """Receive an array from rank `src`, or from anyone (`pycomm.ANY`).
+
+        Args:
+            src: a rank, or `pycomm.ANY`.
+            tag: only a message with this tag is taken.
+            out: an array for the message, or None for a new one.
+            copy: False allows, without `out`, an array on the memory where the sender left the
+                message; it is the caller's alone until dropped, but keeps the sender from using
+                that memory again, so drop it soon.
 
         Returns:
             `out`, or if it is None a new array of the kind, dtype and shape that were sent.
@@ -41,8 +60,17 @@ class Messages:
         Raises:
             MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
         """
+        received = self._port.recv(src, tag, out, not copy)
+        if received is True:
+            return out
+        if received and out is None and received.done:
+            return new_array(received)
         with self._stats.timed():
-            return self.irecv(src, tag, out).wait()
+            if received is False:
+                return self.irecv(src, tag, out, copy=copy).wait()
+            target = None if out is None else view(out, result=True)
+            request = self._world.mailbox.received(received, target)
+            return self._received(request, src, tag, out).wait()
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
@@ -51,28 +79,41 @@ class Messages:
         self._stats.bytes_sent += source.nbytes
         mailbox = self._world.mailbox
         sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
-        what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
-        return Transfer(sent.test, self._waiter(dst, what), lambda: None)
+        return self._sent(sent, dst, tag)
 
-    def irecv(self, src: int, tag: int = 0, out: Any = None) -> Work:
+    def irecv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Work:
         """Start to receive, in any order of posting; the Work's result is the array."""
         self._collectives.check()
         peer = src if src == ANY else checked_rank(src, "src", self.rank, self.size)
         target = None if out is None else view(out, result=True)
-        received = self._world.mailbox.receive(self._context, peer, tag, target)
+        received = self._world.mailbox.receive(self._context, peer, tag, target, not copy)
+        return self._received(received, src, tag, out)
 
-        def finish() -> Any:
-            if received.error:
-                raise received.error
-            return returned(received.data, out)
+    def _sent(self, sent: Sent | SentByWire, dst: int, tag: int) -> Work:
+        what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
 
+        def until(ready: Callable[[], bool], timeout: float | None) -> None:
+            sent.settle()
+            self._wait(ready, dst, what, timeout, lambda: True)
+
+        return Transfer(sent.test, until, lambda: None)
+
+    def _received(self, received: Received, src: int, tag: int, out: Any) -> Work:
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
-        return Transfer(received.test, self._waiter(peer, what, received.unmatched), finish)
 
-    def _waiter(
-        self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
-    ) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._links.patience.until(
-            ready, peer, what, timeout, only_peer
-        )
+        def until(ready: Callable[[], bool], timeout: float | None) -> None:
+            self._wait(ready, src, what, timeout, received.unmatched)
+
+        return Transfer(received.test, until, lambda: returned(received.result(), out))
+
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        peer: int,
+        what: str,
+        timeout: float | None,
+        only_peer: Callable[[], bool],
+    ) -> None:
+        doze = self._world.mailbox.doze
+        self._links.patience.until(ready, peer, what, timeout, only_peer, doze)

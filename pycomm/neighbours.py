@@ -44,9 +44,13 @@ class Neighbours:
         """Say whether a process runs on the host of this one."""
         return self.hosts[process] == self.hosts[self.process]
 
+    def mates(self) -> list[int]:
+        """Return the processes of this host."""
+        return [process for process in range(len(self.hosts)) if self.on_this_host(process)]
+
     def crowded(self) -> bool:
         """Say whether this host has more ranks than this process may use cores."""
-        return sum(map(self.on_this_host, range(len(self.hosts)))) > len(os.sched_getaffinity(0))
+        return len(self.mates()) > len(os.sched_getaffinity(0))
 
     def look_at(self, process: int) -> str:
         """Return state and stacks of a process, if it runs on this host."""

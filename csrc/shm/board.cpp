@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "shm/mailbox.h"
+
 namespace pycomm::shm {
 namespace {
 
@@ -147,7 +149,8 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
     bool warned = false;
     try {
       while (!counter.reached(target)) {
-        counter.sleep(target, 5000);
+        counter.sleep(target, mailbox_ && mailbox_->is_pending() ? 200 : 5000);
+        if (mailbox_) mailbox_->progress();
         const double waited_s = seconds_since(start);
         check(counter, target, peer, waited_s, idle);
         if (!warned && waited_s > timeout_ / 2) idle.late(rank_, peer, waited_s), warned = true;

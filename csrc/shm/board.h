@@ -23,6 +23,8 @@
 
 namespace pycomm::shm {
 
+class Mailbox;
+
 // What a waiting thread does besides waiting.
 struct Idle {
   virtual ~Idle() = default;
@@ -104,6 +106,9 @@ class Board {
     processes_ = std::move(processes);
   }
 
+  // Make progress with the messages of this process while it waits here.
+  void serve(Mailbox* mailbox) { mailbox_ = mailbox; }
+
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
   bool has_departed(int r) const { return presence_[r].departed.load(std::memory_order_acquire); }
@@ -146,6 +151,7 @@ class Board {
   std::exception_ptr failure_;
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;
+  Mailbox* mailbox_ = nullptr;
   std::vector<int> processes_;
   Line* lines_;
   Phase* phases_;

@@ -1,23 +1,31 @@
 """Point-to-point messages that describe themselves: any tag, any posting order, any source.
 
-A message is a header (communicator, source, tag, dtype, shape), sent with the wire's tag 0, and
-its data: behind the header when they are small, else as a second message under a wire tag of the
-pair's own. A process reads headers as they come, and so matches whatever was posted in whatever
-order.
+Node-mates write into each other's mailbox (csrc/shm/mailbox.h), which also matches what comes with
+what was posted. On the wire, a message is a header (communicator, source, tag, dtype, shape), sent
+with tag 0, and its data: behind the header when they are small, else as a second message under a
+wire tag of the pair's own.
 """
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import os
 import struct
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import numpy as np
 
-from pycomm.arrays import NOTHING, View, empty
-from pycomm.errors import MismatchError
+from pycomm import _native
+from pycomm.arrays import View, laid_into, view
+from pycomm.errors import CommError, MismatchError
 from pycomm.transport.base import Request
+from pycomm.transport.shm import Exchange
 from pycomm.transport.wire import Wire
 from pycomm.types import DTYPES, DType
 
@@ -29,6 +37,11 @@ DATA_TAGS = 4096
 """Wire tags 1…DATA_TAGS carry data, in turn for each pair; higher ones are for communicators."""
 
 INLINE_BYTES = 4096
+DOZE_US = 5000
+"""Sleep until a node-mate rings, at most so long; between hosts nobody can ring."""
+DOZE_WIRED_US = 100
+
+_logger = logging.getLogger("pycomm")
 _FIXED = struct.Struct("<IIqQHBBB")
 _BY_CODE = list(DTYPES.values())
 
@@ -61,136 +74,282 @@ class Header:
         return cls(context, source, tag, nbytes, data_tag, *kind), message[_FIXED.size + 8 * ndim :]
 
 
-@dataclass
-class Incoming:
-    """A message whose header has come, from process `origin`; large data are still there."""
+class Sent:
+    """A message under way to a node-mate: a Request that keeps the array alive."""
 
-    header: Header
-    origin: int
-    data: np.ndarray | None
-
-
-@dataclass
-class Receive:
-    """A posted receive: a Request, then `data` holds the message. `source` may be ANY."""
-
-    mailbox: Mailbox
-    context: int
-    source: int
-    tag: int
-    out: View | None
-    data: View = NOTHING
-    error: MismatchError | None = None
-    _transfer: Request | None = None
-    _done: bool = False
-
-    def unmatched(self) -> bool:
-        """Say whether no message has come for it yet."""
-        return self.data is NOTHING
-
-    def matches(self, header: Header) -> bool:
-        """Say whether this receive takes the message."""
-        same = header.context == self.context and header.tag == self.tag
-        return same and self.source in (ANY, header.source)
-
-    def take(self, message: Incoming, wire: Wire) -> None:
-        """Start to move the message's data into `out`, or a new array if there is none."""
-        header = message.header
-        self.error = _disagreement(header, self.out) if self.out else None
-        if self.out is None or self.error:  # even an unwanted message is received: its sender waits
-            self.data = empty(header.shape, header.dtype, header.is_tensor)
-        else:
-            self.data = self.out
-        if message.data is not None:
-            self.data.bytes[:] = message.data
-            self._done = True
-        else:
-            self._transfer = wire.irecv(self.data.bytes, message.origin, header.data_tag)
+    def __init__(self, mailbox: _native.Mailbox, handle: _native.Send, view: View):
+        self._mailbox = mailbox
+        self._handle = handle
+        self._view: View | None = view
 
     def test(self) -> bool:
-        """Make progress and say whether the data are there."""
-        self.mailbox.progress()
-        self._done = self._done or (self._transfer is not None and self._transfer.test())
-        return self._done
+        """Make progress and say whether the memory may be reused."""
+        if self._view is not None:
+            self._mailbox.progress()
+            if _moved(self._handle.test):
+                self._view = None
+        return self._view is None
+
+    def finished(self) -> bool:
+        """Say whether the array may be dropped."""
+        try:
+            return self.test()
+        except CommError:
+            return True
+
+    def settle(self) -> None:
+        """Let a large message wait in shared memory, if the receiver has not come."""
+        self._handle.settle()
 
 
-def _disagreement(header: Header, out: View) -> MismatchError | None:
-    want, sent = tuple(out.owner.shape), (header.shape, header.dtype.name)
-    if sent == (want, out.dtype.name):
-        return None
-    return MismatchError(
-        f"rank {header.source} sent shape {header.shape} of {header.dtype.name} with tag "
-        f"{header.tag}, but out= has shape {want} of {out.dtype.name}: make them equal, or pass "
-        "no out="
-    )
+class SentByWire:
+    """A message under way by the wire, whose requests keep the array alive."""
 
-
-class _Send:
     def __init__(self, *parts: Request):
         self._parts = parts
 
     def test(self) -> bool:
+        """Make progress and say whether the memory may be reused."""
         return all([part.test() for part in self._parts])
+
+    def finished(self) -> bool:
+        """Say whether the array may be dropped."""
+        return self.test()
+
+    def settle(self) -> None:
+        """Do nothing: the wire has no memory to spare."""
+
+
+class Received:
+    """A posted receive: a Request, then `result` is the message."""
+
+    def __init__(self, mailbox: Mailbox, handle: _native.Receive, out: View | None):
+        self._mailbox = mailbox
+        self._handle = handle
+        self._out = out
+
+    def unmatched(self) -> bool:
+        """Say whether no message has come for it yet."""
+        return not self._handle.matched
+
+    def finished(self) -> bool:
+        """Say whether the array may be dropped."""
+        try:
+            return _moved(self._handle.test)
+        except CommError:
+            return True
+
+    def test(self) -> bool:
+        """Make progress and say whether the data are there."""
+        self._mailbox.progress()
+        return _moved(self._handle.test)
+
+    def result(self) -> View:
+        """Return `out`, or a new array if there is none.
+
+        Raises:
+            MismatchError: `out` has not the dtype and shape that were sent.
+        """
+        if self._handle.disagrees and self._out:
+            raise _disagreement(self._handle, self._out)
+        return self._out or view(new_array(self._handle))
+
+
+def new_array(message: _native.Receive) -> Any:
+    """Return a message that has come as an array on its memory."""
+    dtype = _BY_CODE[message.dtype]
+    return laid_into(message.memory(), message.shape, dtype, message.is_tensor)
+
+
+def _moved(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except RuntimeError as error:
+        raise CommError(f"the other rank's memory cannot be reached any more: {error}") from error
+
+
+def _disagreement(message: _native.Receive, out: View) -> MismatchError:
+    return MismatchError(
+        f"rank {message.source} sent shape {tuple(message.shape)} of "
+        f"{_BY_CODE[message.dtype].name} with tag {message.tag}, but out= has shape "
+        f"{tuple(out.owner.shape)} of {out.dtype.name}: make them equal, or pass no out="
+    )
+
+
+def _at(address: int, nbytes: int) -> np.ndarray:
+    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
 
 
 class Mailbox:
-    """All point-to-point messages of a process, for all communicators on a wire."""
+    """All point-to-point messages of a process, for all communicators on a wire.
+
+    Attributes:
+        memory: the mailbox that node-mates write into; it matches messages of the wire, too.
+        mates: by process, its number there.
+    """
 
     def __init__(self, wire: Wire):
         self._wire = wire
-        self._posted: list[Receive] = []
-        self._unexpected: list[Incoming] = []
+        self.memory = _native.Mailbox(1, 0)
+        self.mates = {wire.rank: 0}
+        self._under_way: list[Sent | SentByWire | Received] = []
         self._sent: Counter[int] = Counter()
+        self._numbers = count(1)
+        self._data: dict[int, tuple[int, int]] = {}
+        self._transfers: list[tuple[_native.Receive, Request]] = []
         self._lock = threading.Lock()
+
+    def connect(self, exchange: Exchange, mates: Sequence[int], direct: bool) -> None:
+        """Reach the processes `mates` of this host through memory; collective over all processes.
+
+        Args:
+            exchange: gathers one object of every process.
+            mates: this process among them.
+            direct: whether ordinary memory may be reached, too, where the kernel allows that.
+        """
+        me = mates.index(self._wire.rank)
+        memory = _native.Mailbox(len(mates), me)
+        where = os.getpid(), memory.fd, memory.nonce, memory.secret, memory.secret_address
+        rows = exchange(where)
+        connected = True
+        try:
+            for number, process in enumerate(mates):
+                if number != me:
+                    pid, fd, nonce, secret, address = rows[process]
+                    memory.connect(number, pid, fd, nonce, secret, address, direct)
+        except (OSError, RuntimeError) as error:
+            _logger.warning("messages go over the wire, as memory cannot be shared: %s", error)
+            connected = False
+        if all(exchange(connected)):
+            self.memory, self.mates = memory, {p: number for number, p in enumerate(mates)}
+        memory.close_descriptor()
 
     def send(
         self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int
-    ) -> Request:
+    ) -> Sent | SentByWire:
         """Start to send to process `to`; the memory must not change until it is complete."""
-        with self._lock:
-            data_tag = 1 + self._sent[to] % DATA_TAGS
-            self._sent[to] += view.nbytes > INLINE_BYTES
-            kind = view.dtype, is_tensor, tuple(view.owner.shape)
-            header = Header(context, source, tag, view.nbytes, data_tag, *kind)
-            if to == self._wire.rank:  # to oneself: nobody else could make a receiver come
-                self._deliver(Incoming(header, to, view.bytes.copy()))
-                return _Send()
-            head = np.frombuffer(header.pack(), np.uint8)
-            if view.nbytes <= INLINE_BYTES:
-                message = np.concatenate([head, view.bytes])
-                return _Send(self._wire.isend(message, to, HEADER_TAG))
-            first = self._wire.isend(head, to, HEADER_TAG)
-            return _Send(first, self._wire.isend(view.bytes, to, data_tag))
+        if (mate := self.mates.get(to)) is None:
+            with self._lock:
+                by_wire = self._send_by_wire(view, is_tensor, context, source, tag, to)
+            self._keep(by_wire)
+            return by_wire
+        handle = self.memory.send(
+            mate, context, source, tag, view.address, view.nbytes, *_kind(view, is_tensor)
+        )
+        return self.sent(handle, view)
 
-    def receive(self, context: int, source: int, tag: int, out: View | None) -> Receive:
-        """Post a receive; it takes the first message that matches and that no earlier one took."""
-        receive = Receive(self, context, source, tag, out)
+    def sent(self, handle: _native.Send, view: View) -> Sent:
+        """Return the Request of a message on its way to a node-mate; keeps it, used or not."""
+        sent = Sent(self.memory, handle, view)
+        self._keep(sent)
+        return sent
+
+    def received(self, handle: _native.Receive, out: View | None) -> Received:
+        """Return the Request of a posted receive; keeps it, used or not."""
+        received = Received(self, handle, out)
+        if out:
+            self._keep(received)
+        return received
+
+    def _keep(self, request: Sent | SentByWire | Received) -> None:
+        if not request.finished():
+            self._under_way = [r for r in self._under_way if not r.finished()]
+            self._under_way.append(request)
+
+    def _send_by_wire(
+        self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int
+    ) -> SentByWire:
+        data_tag = 1 + self._sent[to] % DATA_TAGS
+        self._sent[to] += view.nbytes > INLINE_BYTES
+        kind = view.dtype, is_tensor, tuple(view.owner.shape)
+        header = Header(context, source, tag, view.nbytes, data_tag, *kind)
+        head = np.frombuffer(header.pack(), np.uint8)
+        if view.nbytes <= INLINE_BYTES:
+            message = np.concatenate([head, view.bytes])
+            return SentByWire(self._wire.isend(message, to, HEADER_TAG))
+        first = self._wire.isend(head, to, HEADER_TAG)
+        return SentByWire(first, self._wire.isend(view.bytes, to, data_tag))
+
+    def receive(
+        self, context: int, source: int, tag: int, out: View | None, keep: bool = False
+    ) -> Received:
+        """Post a receive; it takes the first message that matches and that no earlier one took.
+
+        Args:
+            context: the communicator's number.
+            source: a rank of it, or ANY.
+            tag: only messages with this tag match.
+            out: where to; None for memory of its own.
+            keep: that may be the sender's slot, until the array is dropped.
+        """
+        if out is None:
+            handle = self.memory.receive(context, source, tag, keep)
+        else:
+            dtype, _, shape = _kind(out, False)
+            where = out.address, out.nbytes
+            handle = self.memory.receive_into(context, source, tag, *where, dtype, shape)
         with self._lock:
-            for i, message in enumerate(self._unexpected):
-                if receive.matches(message.header):
-                    receive.take(self._unexpected.pop(i), self._wire)
-                    return receive
-            self._posted.append(receive)
-        return receive
+            self._fetch(handle)
+        return self.received(handle, out)
 
     def progress(self) -> None:
-        """Read the headers that have come and hand each message to the receive that wants it."""
-        with self._lock:
-            while (taken := self._wire.take(HEADER_TAG)) is not None:
-                data, origin = taken
-                header, inline = Header.unpack(data)
-                inlined = header.nbytes <= INLINE_BYTES
-                self._deliver(Incoming(header, origin, inline if inlined else None))
+        """Make progress with all messages of this process."""
+        self.memory.progress()
+        if len(self.mates) < self._wire.size:
+            with self._lock:
+                self._progress_on_wire()
 
-    def _deliver(self, message: Incoming) -> None:
-        for i, receive in enumerate(self._posted):
-            if receive.matches(message.header):
-                del self._posted[i]
-                return receive.take(message, self._wire)
-        self._unexpected.append(message)
+    def doze(self, ready: Callable[[], bool]) -> None:
+        """Sleep until something has come, if `ready` does not hold; may return early."""
+        expected = self.memory.expect()
+        try:
+            if not ready():
+                wired = len(self.mates) < self._wire.size
+                self.memory.sleep(expected, DOZE_WIRED_US if wired else DOZE_US)
+        finally:
+            self.memory.leave()
+
+    def _progress_on_wire(self) -> None:
+        while (taken := self._wire.take(HEADER_TAG)) is not None:
+            data, origin = taken
+            self._deliver(*Header.unpack(data), origin)
+        under_way = []
+        for receive, transfer in self._transfers:
+            if transfer.test():
+                receive.finish()
+            else:
+                under_way.append((receive, transfer))
+        self._transfers = under_way
+
+    def _deliver(self, header: Header, inline: np.ndarray, origin: int) -> None:
+        number = 0 if header.nbytes <= INLINE_BYTES else next(self._numbers)
+        if number:
+            self._data[number] = origin, header.data_tag
+        receive = self.memory.deliver(
+            header.context,
+            header.source,
+            header.tag,
+            0 if number else inline.ctypes.data,
+            header.nbytes,
+            header.dtype.code,
+            header.is_tensor,
+            list(header.shape),
+            number,
+        )
+        if receive is not None:
+            self._fetch(receive)
+
+    def _fetch(self, receive: _native.Receive) -> None:
+        """Start to move large data that are at the other end of the wire."""
+        if number := receive.elsewhere:
+            memory = _at(receive.address, receive.nbytes)
+            transfer = self._wire.irecv(memory, *self._data.pop(number))
+            self._transfers.append((receive, transfer))
 
     def forget(self, context: int) -> None:
         """Drop what is left of a communicator that was closed."""
-        with self._lock:
-            self._posted = [r for r in self._posted if r.context != context]
-            self._unexpected = [m for m in self._unexpected if m.header.context != context]
+        self.memory.forget(context)
+
+
+def _kind(view: View, is_tensor: bool) -> tuple[int, bool, list[int]]:
+    return view.dtype.code, is_tensor, list(view.owner.shape)

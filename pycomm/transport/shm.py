@@ -169,6 +169,10 @@ class SharedMemory(Transport):
         """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
         self._board.watch(waits, list(processes))
 
+    def serve(self, mailbox: _native.Mailbox) -> None:
+        """Make progress with messages while this rank waits in a collective."""
+        self._board.serve(mailbox)
+
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
         return self._messages.isend(data, peer)

@@ -58,6 +58,14 @@ class Watch(Protocol):
         """Return where every rank is."""
 
 
+Doze = Callable[[Callable[[], bool]], None]
+"""Sleeps for a short while, unless the condition holds."""
+
+
+def _sleep(ready: Callable[[], bool]) -> None:
+    time.sleep(1e-4)
+
+
 class Patience:
     """Waits for conditions: polls, then yields the processor, then sleeps; gives up at a timeout.
 
@@ -65,6 +73,7 @@ class Patience:
         timeout: seconds.
         stats: where waiting is counted as idle.
         watch: knows the ranks that are waited for.
+        meanwhile: makes progress with what others may wait for.
     """
 
     ANYONE = -1
@@ -73,8 +82,9 @@ class Patience:
     LAST_WORDS_S = 0.5
     """What a rank sent before it left may still be on its way for so long."""
 
-    def __init__(self, timeout: float, stats: Stats, watch: Watch):
+    def __init__(self, timeout: float, stats: Stats, watch: Watch, meanwhile: Callable[[], None]):
         self.timeout = timeout
+        self._meanwhile = meanwhile
         self._stats = stats
         self._watch = watch
 
@@ -85,6 +95,7 @@ class Patience:
         what: str,
         timeout: float | None = None,
         only_peer: Callable[[], bool] = lambda: False,
+        doze: Doze = _sleep,
     ) -> None:
         """Return once `ready()` holds.
 
@@ -94,6 +105,7 @@ class Patience:
             what: who waits for what, for error messages.
             timeout: seconds, instead of the communicator's.
             only_peer: says whether nothing but an operation of the peer can make it ready.
+            doze: how to sleep.
 
         Raises:
             CommTimeoutError: not ready in time; says where every rank is.
@@ -106,7 +118,8 @@ class Patience:
         start = time.perf_counter()
         self._watch.begin()
         try:
-            self._wait(ready, peer, what, self.timeout if timeout is None else timeout, only_peer)
+            limit = self.timeout if timeout is None else timeout
+            self._wait(ready, peer, what, limit, only_peer, doze)
         finally:
             self._watch.end()
             self._stats.add_idle(time.perf_counter() - start)
@@ -118,6 +131,7 @@ class Patience:
         what: str,
         timeout: float,
         only_peer: Callable[[], bool],
+        doze: Doze,
     ) -> None:
         start, left_s, warned = time.perf_counter(), math.inf, False
         while not ready():
@@ -125,7 +139,8 @@ class Patience:
             if waited_s < self.YIELDING_S:
                 os.sched_yield()
                 continue
-            time.sleep(1e-4)
+            doze(ready)
+            self._meanwhile()
             if not warned and waited_s > timeout / 2:
                 _logger.warning("%s, and has waited %.1f s", what, waited_s)
                 warned = True

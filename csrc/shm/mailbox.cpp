@@ -1,0 +1,192 @@
+#include "shm/mailbox.h"
+
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+namespace pycomm::shm {
+namespace {
+
+struct Inbox {
+  alignas(128) Doorbell doorbell;
+  alignas(128) Lane lanes[];
+  static size_t bytes(int mates) { return sizeof(Inbox) + size_t(mates) * sizeof(Lane) + 128; }
+  static Inbox* in(const Segment& segment) {
+    const auto address = reinterpret_cast<uintptr_t>(segment.data());
+    return reinterpret_cast<Inbox*>((address + 127) & ~uintptr_t(127));
+  }
+};
+
+bool can_read(int pid, uint64_t address, uint64_t expected) {
+  uint64_t found = 0;
+  try {
+    PeerMemory(pid, {{}, address}).read(reinterpret_cast<char*>(&found), 0, sizeof(found));
+  } catch (const std::system_error&) {
+    return false;
+  }
+  return found == expected;
+}
+
+}  // namespace
+
+Mailbox::Mailbox(int mates, int me)
+    : inbox_(std::make_shared<Segment>(Segment::create(Inbox::bytes(mates)))),
+      doorbell_(&Inbox::in(*inbox_)->doorbell),
+      me_(me),
+      secret_((uint64_t(std::random_device{}()) << 32) | std::random_device{}()),
+      mates_(mates) {
+#ifdef PR_SET_PTRACER
+  // Where Yama restricts reading to a process's own children: node-mates are siblings.
+  prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+#endif
+}
+
+void Mailbox::connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
+                      uint64_t secret_address, bool direct) {
+  auto segment = std::make_unique<Segment>(Segment::open(pid, fd, nonce));
+  Inbox* theirs = Inbox::in(*segment);
+  Lane* in = &Inbox::in(*inbox_)->lanes[number];
+  in->reached = direct && can_read(pid, secret_address, secret);
+  mates_[number] = std::make_unique<Mate>(inbox_, in, std::move(segment), &theirs->lanes[me_],
+                                          &theirs->doorbell, pid);
+}
+
+std::shared_ptr<Send> Mailbox::send(int number, const Envelope& envelope, const char* data) {
+  auto send = std::make_shared<Send>();
+  send->envelope = envelope;
+  send->data = data;
+  if (number == me_) {
+    deliver(envelope, data, 0);
+    send->done = true;
+    return send;
+  }
+  std::lock_guard lock(mutex_);
+  Mate& mate = *mates_[number];
+  if (!mate.waiting.empty() || !mate.push(send)) {
+    mate.waiting.push_back(send);
+    queued_++;
+    note_pending();
+  }
+  return send;
+}
+
+bool Mailbox::send_now(int number, const Envelope& envelope, const char* data) {
+  if (number == me_ || envelope.bytes > Mate::kInlineBytes) return false;
+  std::lock_guard lock(mutex_);
+  Mate& mate = *mates_[number];
+  return mate.waiting.empty() && mate.push(envelope, data);
+}
+
+// Only while nothing else is on its way could it be this receive's turn, or this message's.
+bool Mailbox::receive_now(int number, Receive& receive) {
+  if (number == me_) return false;
+  std::lock_guard lock(mutex_);
+  if (!posted_.empty() || !arrived_.empty() || !active_.empty() || queued_) return false;
+  Mate& mate = *mates_[number];
+  Envelope envelope;
+  Mate::Front front;
+  if (!mate.front(envelope, front) || front.block || !receive.matches(envelope)) return false;
+  hand_over(receive, envelope, {&mate, nullptr, front.data, 0});
+  mate.drop_front();
+  return true;
+}
+
+void Mailbox::receive(const std::shared_ptr<Receive>& receive) {
+  std::lock_guard lock(mutex_);
+  auto found = std::find_if(arrived_.begin(), arrived_.end(),
+                            [&](Arrived& a) { return receive->matches(a.envelope); });
+  if (found == arrived_.end()) {
+    posted_.push_back(receive);
+  } else {
+    take_over(receive, found->envelope, *found);
+    arrived_.erase(found);
+  }
+  note_pending();
+}
+
+std::shared_ptr<Receive> Mailbox::deliver(const Envelope& envelope, const char* data,
+                                          uint64_t number) {
+  std::lock_guard lock(mutex_);
+  return arrive(envelope, {nullptr, nullptr, data, number});
+}
+
+// Gives a message to the first receive that takes it, or keeps it, with a copy of its data.
+std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin) {
+  auto found = std::find_if(posted_.begin(), posted_.end(),
+                            [&](auto& receive) { return receive->matches(envelope); });
+  if (found != posted_.end()) {
+    auto receive = *found;
+    posted_.erase(found);
+    take_over(receive, envelope, origin);
+    return receive;
+  }
+  std::shared_ptr<void> copy;
+  if (origin.data) {
+    copy = message_memory(envelope.bytes);
+    std::memcpy(copy.get(), origin.data, envelope.bytes);
+    origin.data = static_cast<char*>(copy.get());
+  }
+  arrived_.push_back({origin, envelope, std::move(copy)});
+  return nullptr;
+}
+
+void Mailbox::take_over(const std::shared_ptr<Receive>& receive, const Envelope& envelope,
+                        const Origin& origin) {
+  hand_over(*receive, envelope, origin);
+  if (origin.block) active_.push_back(receive);
+}
+
+void Mailbox::hand_over(Receive& receive, const Envelope& envelope, const Origin& origin) {
+  receive.from = origin.from;
+  receive.block = origin.block;
+  receive.elsewhere = origin.elsewhere;
+  receive.accept(envelope);
+  if (origin.block) return;
+  receive.find_memory();
+  if (origin.elsewhere) return;
+  if (envelope.bytes) std::memcpy(receive.data, origin.data, envelope.bytes);
+  receive.finish();
+}
+
+void Mailbox::progress(int number) {
+  std::vector<std::shared_ptr<Receive>> active;
+  {
+    std::lock_guard lock(mutex_);
+    for (int m = 0; m < int(mates_.size()); m++)
+      if (mates_[m] && (number == kEverybody || number == m)) read(*mates_[m]);
+    for (auto& mate : mates_)
+      if (queued_ && mate) flush(*mate);
+    std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
+    if (active_.empty()) return note_pending();
+    active = active_;
+  }
+  for (auto& receive : active) receive->advance();
+}
+
+void Mailbox::read(Mate& mate) {
+  Envelope envelope;
+  for (Mate::Front front; mate.front(envelope, front); mate.drop_front())
+    arrive(envelope, {&mate, front.block, front.data, 0});
+}
+
+void Mailbox::flush(Mate& mate) {
+  while (!mate.waiting.empty() && mate.push(mate.waiting.front())) {
+    mate.waiting.pop_front();
+    queued_--;
+  }
+}
+
+void Mailbox::note_pending() {
+  pending_.store(queued_ || !posted_.empty() || !active_.empty(), std::memory_order_relaxed);
+}
+
+void Mailbox::forget(uint32_t context) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(posted_, [&](auto& receive) { return receive->context == context; });
+  std::erase_if(arrived_, [&](auto& a) { return a.envelope.context == context; });
+  note_pending();
+}
+
+}  // namespace pycomm::shm

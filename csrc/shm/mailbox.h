@@ -1,0 +1,96 @@
+// All messages of a process: matches what arrives with what was posted, by communicator, source and
+// tag, in the order of both.
+//
+// Node-mates write records into this process's inbox. Other transports hand over what arrives there
+// by `deliver`, and move the data themselves.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "shm/doorbell.h"
+#include "shm/mate.h"
+#include "shm/message.h"
+#include "shm/segment.h"
+
+namespace pycomm::shm {
+
+class Mailbox {
+ public:
+  static constexpr int kEverybody = -1;
+  static constexpr size_t kLargeBytes = Mate::kInlineBytes;
+
+  // `mates`: how many processes, this one included; it is number `me` of them.
+  Mailbox(int mates, int me);
+
+  const Segment& segment() const { return *inbox_; }
+  void close_descriptor() { inbox_->close_descriptor(); }
+  uint64_t secret() const { return secret_; }
+  const uint64_t* secret_address() const { return &secret_; }
+
+  // Opens the inbox of mate `number` by its descriptor, and tries whether its memory can be read,
+  // if that is wanted.
+  void connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
+               uint64_t secret_address, bool direct);
+
+  // Starts to send to a mate. The caller may drop the handle once it is done.
+  std::shared_ptr<Send> send(int mate, const Envelope&, const char* data);
+
+  // Posts a receive: it takes the first message that matches and that no earlier one took.
+  void receive(const std::shared_ptr<Receive>&);
+
+  // The short way of small messages between node-mates: each says whether it could be done now.
+  bool send_now(int mate, const Envelope&, const char* data);
+  bool receive_now(int mate, Receive&);
+
+  // A message that came elsewhere; small ones with their data, large ones (null) with a number.
+  // Returns the receive that takes it, if one was posted.
+  std::shared_ptr<Receive> deliver(const Envelope&, const char* data, uint64_t number);
+
+  // Reads what has come, sends what had no room, copies what is asked for. Cheap if there is
+  // nothing; from `mate` only, unless that is kEverybody.
+  void progress(int mate = kEverybody);
+
+  // Whether others may wait for progress of this process.
+  bool is_pending() const { return pending_.load(std::memory_order_relaxed); }
+
+  // Drops what is left of a communicator.
+  void forget(uint32_t context);
+
+  Doorbell& doorbell() { return *doorbell_; }
+  Mate& mate(int number) { return *mates_[number]; }
+
+ private:
+  struct Origin {
+    Mate* from;
+    Block* block;
+    const char* data;
+    uint64_t elsewhere;
+  };
+  struct Arrived : Origin {
+    Envelope envelope;
+    std::shared_ptr<void> memory;
+  };
+  void read(Mate&);
+  void flush(Mate&);
+  std::shared_ptr<Receive> arrive(const Envelope&, Origin);
+  void take_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);
+  static void hand_over(Receive&, const Envelope&, const Origin&);
+  void note_pending();
+
+  std::shared_ptr<Segment> inbox_;
+  Doorbell* doorbell_;
+  int me_;
+  uint64_t secret_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Mate>> mates_;
+  std::vector<std::shared_ptr<Receive>> posted_;
+  std::list<Arrived> arrived_;
+  std::vector<std::shared_ptr<Receive>> active_;  // large ones on their way
+  int queued_ = 0;                                // messages that wait for room
+  std::atomic<bool> pending_ = false;
+};
+
+}  // namespace pycomm::shm

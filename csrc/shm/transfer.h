@@ -1,0 +1,74 @@
+// One large message between two processes: how sender and receiver agree on who copies.
+//
+//   offered ──receiver──▸ taken ▸ moving ──both copy pieces, both acknowledge──▸ free
+//      └────sender─────▸ filling ▸ filled ──receiver copies, or: kept for a while──▸ returned ▸
+//      free
+//
+// A receiver that comes takes the data straight from the sender's memory, and a sender that waits
+// meanwhile helps: each piece is copied by who claims it first. A sender that finds nobody there
+// fills a slot of its own instead and is done. The slot is the receiver's until it returns it.
+//
+// Memory-ordering rules. Every step of `state` releases what was written before it. `done` counts
+// copied pieces (release) and who sees all of them (acquire) sees the data. A block is used anew
+// only after both sides have acknowledged, or the receiver has returned the slot.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "shm/peer_memory.h"
+
+namespace pycomm::shm {
+
+enum class Stage : uint32_t {
+  free,
+  offered,
+  taken,
+  moving,
+  acknowledged,  // by one side
+  filling,
+  filled,
+  kept,
+  returned,
+};
+
+struct alignas(128) Block {
+  std::atomic<Stage> stage;
+  std::atomic<uint32_t> claimed, done;
+  uint64_t bytes;
+  Location source;
+  Location target;
+
+  Stage now() const { return stage.load(std::memory_order_acquire); }
+  void go(Stage next) { stage.store(next, std::memory_order_release); }
+  bool change(Stage from, Stage to) { return stage.compare_exchange_strong(from, to); }
+  // So large that the kernel's part per call is small, so small that there is one for each side.
+  size_t piece_bytes() const {
+    const size_t quarter = (bytes / 4 + kPage - 1) / kPage * kPage;
+    return std::clamp(quarter, size_t(8) * kPage, size_t(64) * kPage);
+  }
+  uint32_t pieces() const { return uint32_t((bytes + piece_bytes() - 1) / piece_bytes()); }
+  bool complete() const { return done.load(std::memory_order_acquire) == pieces(); }
+  void acknowledge() {
+    if (!change(Stage::moving, Stage::acknowledged)) go(Stage::free);
+  }
+
+  // Copies all pieces that nobody has claimed yet, by copy(offset, bytes).
+  template <class Copy>
+  void copy_pieces(Copy copy) {
+    const size_t per = piece_bytes(), count = pieces();
+    while (claimed.load(std::memory_order_relaxed) < count) {
+      const uint32_t k = claimed.fetch_add(1);
+      if (k >= count) return;
+      copy(k * per, std::min(per, bytes - k * per));
+      done.fetch_add(1, std::memory_order_acq_rel);
+    }
+  }
+
+ private:
+  static constexpr size_t kPage = 4096;
+};
+
+}  // namespace pycomm::shm
