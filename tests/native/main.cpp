@@ -12,7 +12,7 @@
 namespace pycomm::test {
 namespace {
 
-Settings settings{1, 300};
+Settings settings{1, 150};
 const char* running = "";
 
 void run(const Scenario& scenario) {
