@@ -126,10 +126,12 @@ def _disagreement(header: Header, out: View) -> MismatchError | None:
 
 
 class _Send:
-    def __init__(self, *parts: Request):
+    def __init__(self, mailbox: Mailbox, *parts: Request):
+        self._mailbox = mailbox
         self._parts = parts
 
     def test(self) -> bool:
+        self._mailbox.progress()  # the peer may wait for what it sent itself
         return all([part.test() for part in self._parts])
 
 
@@ -154,13 +156,13 @@ class Mailbox:
             header = Header(context, source, tag, view.nbytes, data_tag, *kind)
             if to == self._wire.rank:  # to oneself: nobody else could make a receiver come
                 self._deliver(Incoming(header, to, view.bytes.copy()))
-                return _Send()
+                return _Send(self)
             head = np.frombuffer(header.pack(), np.uint8)
             if view.nbytes <= INLINE_BYTES:
                 message = np.concatenate([head, view.bytes])
-                return _Send(self._wire.isend(message, to, HEADER_TAG))
+                return _Send(self, self._wire.isend(message, to, HEADER_TAG))
             first = self._wire.isend(head, to, HEADER_TAG)
-            return _Send(first, self._wire.isend(view.bytes, to, data_tag))
+            return _Send(self, first, self._wire.isend(view.bytes, to, data_tag))
 
     def receive(self, context: int, source: int, tag: int, out: View | None) -> Receive:
         """Post a receive; it takes the first message that matches and that no earlier one took."""
