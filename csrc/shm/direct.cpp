@@ -128,7 +128,7 @@ void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int
   const Path path = board.open(fingerprint, mine ? data : nullptr, bytes, idle);
   char* to = static_cast<char*>(data);
   if (path != Path::pipelined) {
-    if (!mine) std::memcpy(to, board.source(root), bytes);
+    if (!mine && bytes) std::memcpy(to, board.source(root), bytes);
     if (path == Path::in_place) board.barrier(idle);
     return;
   }

@@ -81,10 +81,17 @@ Segment::Segment(Segment&& other) noexcept
     : base_(std::exchange(other.base_, nullptr)),
       mapped_(other.mapped_),
       fd_(std::exchange(other.fd_, -1)),
-      owner_(other.owner_) {}
+      owner_(other.owner_),
+      alias_(other.alias_) {}
+
+Segment Segment::alias() const {
+  Segment segment(base_, mapped_, -1);
+  segment.alias_ = true;
+  return segment;
+}
 
 Segment::~Segment() {
-  if (base_) munmap(base_, mapped_);
+  if (base_ && !alias_) munmap(base_, mapped_);
   close_descriptor();
 }
 

@@ -18,6 +18,9 @@ class Segment {
   // is the one that carries `nonce`. Throws std::system_error or std::runtime_error.
   static Segment open(int pid, int fd, uint64_t nonce);
 
+  // A second object over the same mapping, which must outlive it: for threads that play ranks.
+  Segment alias() const;
+
   Segment(Segment&&) noexcept;
   Segment& operator=(Segment&&) = delete;
   ~Segment();
@@ -44,6 +47,7 @@ class Segment {
   size_t mapped_;
   int fd_;
   int owner_ = getpid();
+  bool alias_ = false;
 };
 
 }  // namespace pycomm::shm

@@ -31,6 +31,7 @@ class Slabs {
   void release(void* memory);
   Place find(const void* memory) const;
   size_t bytes_in_use() const;
+  std::shared_ptr<Segment> segment(uint32_t serial) const;
 
  private:
   struct Slab {
@@ -46,7 +47,8 @@ class Slabs {
   std::map<uintptr_t, std::unique_ptr<Slab>> slabs_;  // by address
 };
 
-// The slab at `place` of process `pid`, mapped on first sight and shared by all communicators.
+// The slab at `place` of process `pid`, mapped on first sight and shared by all communicators. This
+// process has its own slabs mapped already.
 std::shared_ptr<Segment> map_slab(int pid, const Place& place);
 
 }  // namespace pycomm::shm

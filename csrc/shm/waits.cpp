@@ -41,10 +41,11 @@ void Waits::look(int process) {
   const bool stuck = waiting_.load() == 1 && asynchronous_.load(std::memory_order_relaxed) == 0;
   mine.process.store(stuck ? process + 1 : 0, std::memory_order_release);
   mine.polls.fetch_add(1, std::memory_order_acq_rel);
-  if (!stuck || Clock::now() - looked_ < kInterval) return;
+  if (!stuck) return;
+  const bool told = mine.condemned.load(std::memory_order_acquire) == wait_;
+  if (!told && Clock::now() - looked_ < kInterval) return;
   looked_ = Clock::now();
   std::vector<Seen> now = cycle();
-  const bool told = mine.condemned.load(std::memory_order_acquire) == wait_;
   if (told || confirmed(now)) throw Deadlock(condemn(now));
   suspected_ = std::move(now);
 }

@@ -61,6 +61,14 @@ def test_any_posting_order_of_tags(comm):
         assert work.wait() is None and work.done()
 
 
+def test_sends_are_waited_for_before_receives(comm):
+    after, before = neighbours(comm)
+    sent = comm.isend(np.full(300_000, comm.rank), after, 6)
+    received = comm.irecv(before, 6)
+    sent.wait()
+    assert (received.wait() == before).all()
+
+
 def test_messages_of_one_tag_keep_their_order(comm):
     after, before = neighbours(comm)
     sends = [comm.isend(np.full(1 if i % 2 else 5000, i), after, 9) for i in range(200)]

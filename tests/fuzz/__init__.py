@@ -1,0 +1,1 @@
+"""Random operations of every kind, drawn from one seed on all ranks, and compared with NumPy."""
