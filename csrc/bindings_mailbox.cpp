@@ -87,14 +87,20 @@ void bind_mailbox(nb::module_& m) {
   bind_handles(m);
   nb::class_<Mailbox>(m, "Mailbox")
       .def(nb::init<int, int>(), "mates"_a, "me"_a)
-      .def_prop_ro("fd", [](Mailbox& b) { return b.segment().fd(); })
-      .def_prop_ro("nonce", [](Mailbox& b) { return b.segment().nonce(); })
+      .def_prop_ro("fd", [](Mailbox& b) { return b.segment()->fd(); })
+      .def_prop_ro("nonce", [](Mailbox& b) { return b.segment()->nonce(); })
       .def_prop_ro("secret", &Mailbox::secret)
-      .def_prop_ro("secret_address",
-                   [](Mailbox& b) { return reinterpret_cast<uintptr_t>(b.secret_address()); })
+      .def_prop_ro("secret_address", &Mailbox::secret_address)
       .def("close_descriptor", &Mailbox::close_descriptor)
-      .def("connect", &Mailbox::connect, "mate"_a, "pid"_a, "fd"_a, "nonce"_a, "secret"_a,
-           "secret_address"_a, "direct"_a)
+      .def(
+          "connect",
+          [](Mailbox& b, int mate, int pid, int fd, uint64_t nonce, uint64_t secret,
+             uint64_t secret_address, bool direct) {
+            auto inbox = std::make_unique<shm::Segment>(shm::Segment::open(pid, fd, nonce));
+            b.connect(mate, std::move(inbox), {pid, secret, secret_address}, direct);
+          },
+          "mate"_a, "pid"_a, "fd"_a, "nonce"_a, "secret"_a, "secret_address"_a, "direct"_a,
+          "Open the inbox of a node-mate by its descriptor; use its ordinary memory if possible.")
       .def(
           "send",
           [](Mailbox& b, int mate, uint32_t context, int source, int64_t tag, uintptr_t address,

@@ -7,11 +7,10 @@ namespace pycomm::shm {
 
 class Doorbell {
  public:
-  // After something was published that the owner may wait for. The fence makes sure that either
-  // the owner sees it before it sleeps, or this thread sees that it sleeps.
+  // After something that the owner may wait for was published by a sequentially consistent store:
+  // then either the owner sees that before it sleeps, or this thread sees that it sleeps.
   void ring() {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!sleepers_.load(std::memory_order_relaxed)) return;
+    if (!sleepers_.load(std::memory_order_seq_cst)) return;
     rings_.fetch_add(1);
     syscall(SYS_futex, &rings_, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
   }

@@ -43,14 +43,13 @@ Mailbox::Mailbox(int mates, int me)
 #endif
 }
 
-void Mailbox::connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
-                      uint64_t secret_address, bool direct) {
-  auto segment = std::make_unique<Segment>(Segment::open(pid, fd, nonce));
-  Inbox* theirs = Inbox::in(*segment);
+void Mailbox::connect(int number, std::unique_ptr<Segment> inbox, const Process& process,
+                      bool direct) {
+  Inbox* theirs = Inbox::in(*inbox);
   Lane* in = &Inbox::in(*inbox_)->lanes[number];
-  in->reached = direct && can_read(pid, secret_address, secret);
-  mates_[number] = std::make_unique<Mate>(inbox_, in, std::move(segment), &theirs->lanes[me_],
-                                          &theirs->doorbell, pid);
+  in->reached = direct && can_read(process.pid, process.secret_address, process.secret);
+  mates_[number] = std::make_unique<Mate>(inbox_, in, std::move(inbox), &theirs->lanes[me_],
+                                          &theirs->doorbell, process.pid);
 }
 
 std::shared_ptr<Send> Mailbox::send(int number, const Envelope& envelope, const char* data) {
@@ -90,6 +89,7 @@ bool Mailbox::receive_now(int number, Receive& receive) {
   if (!mate.front(envelope, front) || front.block || !receive.matches(envelope)) return false;
   hand_over(receive, envelope, {&mate, nullptr, front.data, 0});
   mate.drop_front();
+  mate.doorbell().ring();  // there is room again
   return true;
 }
 
@@ -167,8 +167,13 @@ void Mailbox::progress(int number) {
 
 void Mailbox::read(Mate& mate) {
   Envelope envelope;
-  for (Mate::Front front; mate.front(envelope, front); mate.drop_front())
+  Mate::Front front;
+  if (!mate.front(envelope, front)) return;
+  do {
     arrive(envelope, {&mate, front.block, front.data, 0});
+    mate.drop_front();
+  } while (mate.front(envelope, front));
+  mate.doorbell().ring();  // there is room again
 }
 
 void Mailbox::flush(Mate& mate) {

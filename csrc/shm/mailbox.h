@@ -25,15 +25,20 @@ class Mailbox {
   // `mates`: how many processes, this one included; it is number `me` of them.
   Mailbox(int mates, int me);
 
-  const Segment& segment() const { return *inbox_; }
+  const std::shared_ptr<Segment>& segment() const { return inbox_; }
   void close_descriptor() { inbox_->close_descriptor(); }
-  uint64_t secret() const { return secret_; }
-  const uint64_t* secret_address() const { return &secret_; }
 
-  // Opens the inbox of mate `number` by its descriptor, and tries whether its memory can be read,
-  // if that is wanted.
-  void connect(int number, int pid, int fd, uint64_t nonce, uint64_t secret,
-               uint64_t secret_address, bool direct);
+  // A number in this process's ordinary memory: who can read it there can read all of it.
+  uint64_t secret() const { return secret_; }
+  uint64_t secret_address() const { return reinterpret_cast<uint64_t>(&secret_); }
+
+  struct Process {
+    int pid;
+    uint64_t secret, secret_address;
+  };
+  // Connects mate `number` by its inbox; `direct`: uses its ordinary memory, where that can be
+  // read.
+  void connect(int number, std::unique_ptr<Segment> inbox, const Process&, bool direct);
 
   // Starts to send to a mate. The caller may drop the handle once it is done.
   std::shared_ptr<Send> send(int mate, const Envelope&, const char* data);

@@ -182,7 +182,10 @@ std::shared_ptr<void> Mate::keep(Block* block) {
           }};
 }
 
-Mate::~Mate() { drop_free_slots(); }
+Mate::~Mate() {
+  reap();
+  drop_free_slots();
+}
 
 bool Mate::front(Envelope& envelope, Front& front) {
   auto* head = reinterpret_cast<Head*>(incoming_.front());

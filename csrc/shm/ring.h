@@ -1,10 +1,10 @@
 // Records from one process to another: a ring in shared memory with one writer and one reader.
 //
-// Memory-ordering rules. A record is published by its mark (release), which the reader polls, so
-// that a small record is seen with the one cache line that carries it. A mark is the number of the
+// Memory-ordering rules. A record is published by its mark, which the reader polls, so that a small
+// record is seen with the one cache line that carries it. A mark is the number of the
 // record's first granule in the endless row of all granules, plus 1: no two laps share one. As data
 // could look like a mark, the reader clears the first word of every granule before it gives them
-// back by `head` (release).
+// back by `head`. Both are stored sequentially consistently: see Doorbell.
 #pragma once
 
 #include <atomic>
@@ -53,7 +53,7 @@ class RingWriter {
   void publish(Record* record) {
     const uint64_t mark = tail_ + 1;
     tail_ += record->granules;
-    record->mark.store(mark, std::memory_order_release);
+    record->mark.store(mark, std::memory_order_seq_cst);
   }
 
  private:
@@ -83,7 +83,7 @@ class RingReader {
   void drop(Record* record) {
     const uint64_t end = head_ + record->granules;
     for (; head_ < end; head_++) memory_->at(head_)->mark.store(0, std::memory_order_relaxed);
-    memory_->head.store(head_, std::memory_order_release);
+    memory_->head.store(head_, std::memory_order_seq_cst);
   }
 
  private:

@@ -42,7 +42,7 @@ struct alignas(128) Block {
   Location target;
 
   Stage now() const { return stage.load(std::memory_order_acquire); }
-  void go(Stage next) { stage.store(next, std::memory_order_release); }
+  void go(Stage next) { stage.store(next, std::memory_order_seq_cst); }
   bool change(Stage from, Stage to) { return stage.compare_exchange_strong(from, to); }
   // So large that the kernel's part per call is small, so small that there is one for each side.
   size_t piece_bytes() const {
@@ -63,7 +63,7 @@ struct alignas(128) Block {
       const uint32_t k = claimed.fetch_add(1);
       if (k >= count) return;
       copy(k * per, std::min(per, bytes - k * per));
-      done.fetch_add(1, std::memory_order_acq_rel);
+      done.fetch_add(1);
     }
   }
 
