@@ -40,8 +40,9 @@ class Links:
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
-            if len({name for name, *_ in world.neighbours.hosts}) > 1:
+            if world.neighbours.machines(range(world.wire.size)) > 1:
                 world.wire.abort_on_failure()
+        self._messages.hosts = world.neighbours.machines(self._processes)
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
         if len(set(hosts)) == 1:

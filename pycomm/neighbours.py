@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
 from pycomm._native import Waits
@@ -43,6 +43,10 @@ class Neighbours:
     def on_this_host(self, process: int) -> bool:
         """Say whether a process runs on the host of this one."""
         return self.hosts[process] == self.hosts[self.process]
+
+    def machines(self, processes: Iterable[int]) -> int:
+        """Return on how many hosts the processes are, whether they can share memory or not."""
+        return len({self.hosts[process][0] for process in processes})
 
     def crowded(self) -> bool:
         """Say whether this host has more ranks than this process may use cores."""

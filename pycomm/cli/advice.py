@@ -1,0 +1,80 @@
+"""What is wrong with a job, judged by the facts of its ranks, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pycomm.cli.facts import Facts
+from pycomm.config import SETTINGS, unknown
+
+
+def advice(ranks: Sequence[Facts]) -> list[str]:
+    """Return a sentence for everything that is wrong; none if all is well."""
+    return [*_launch(ranks), *_differences(ranks), *_settings(ranks), *_hosts(ranks)]
+
+
+def _launch(ranks: Sequence[Facts]) -> Iterator[str]:
+    first = ranks[0]
+    if first.launched > len(ranks):
+        yield (
+            f"mpirun started {first.launched} processes, but {first.mpi} knows of {len(ranks)}: "
+            "this mpirun belongs to another MPI than mpi4py uses; launch with that one's"
+        )
+    if first.threads in ("single", "funneled"):
+        yield (
+            f"MPI was initialised with thread level {first.threads}: asynchronous operations need "
+            "serialized; import pycomm before mpi4py.MPI, or set mpi4py.rc.thread_level"
+        )
+
+
+def _differences(ranks: Sequence[Facts]) -> Iterator[str]:
+    first = ranks[0]
+    for rank, other in enumerate(ranks):
+        for package in sorted({*first.versions, *other.versions}):
+            mine, theirs = first.versions.get(package), other.versions.get(package)
+            if mine != theirs:
+                yield (
+                    f"{package} is {mine} on rank 0 and {theirs} on rank {rank} ({other.host}): "
+                    "install the same everywhere"
+                )
+        if first.mpi != other.mpi:
+            yield f"MPI is {first.mpi} on rank 0 and {other.mpi} on rank {rank}: use one"
+
+
+def _settings(ranks: Sequence[Facts]) -> Iterator[str]:
+    names = sorted({name for facts in ranks for name in facts.settings})
+    for name in names:
+        values = [facts.settings.get(name) for facts in ranks]
+        if name not in SETTINGS:
+            yield unknown(name)
+        elif len(set(values)) > 1:
+            other = next(rank for rank, value in enumerate(values) if value != values[0])
+            yield (
+                f"{name} is {values[0]} on rank 0 and {values[other]} on rank {other}: give it to "
+                "all hosts, with mpirun -x (Open MPI) or -genv (MPICH)"
+            )
+    if any(facts.settings.get("PYCOMM_SHARED_MEMORY") in ("0", "false") for facts in ranks):
+        yield "shared memory is off: unset PYCOMM_SHARED_MEMORY, or everything goes through MPI"
+
+
+def _hosts(ranks: Sequence[Facts]) -> Iterator[str]:
+    hosts = {facts.host: [f for f in ranks if f.host == facts.host] for facts in ranks}
+    for host, mates in hosts.items():
+        cores = {core for facts in mates for core in facts.cores}
+        if len(mates) > len(cores):
+            yield (
+                f"{host} has {len(mates)} ranks on {len(cores)} cores: they take turns, which is "
+                "slow; start fewer, or let them use more (mpirun --bind-to none)"
+            )
+        off = any(f.settings.get("PYCOMM_SHARED_MEMORY") in ("0", "false") for f in mates)
+        if len(mates) > min(facts.mates for facts in mates) and not off:
+            hidden = [why for facts in mates for why in facts.hidden.values()]
+            yield (
+                f"the ranks on {host} do not share memory ({(hidden or ['see the warnings'])[0]}): "
+                "run them as one user, and in one container or with a common PID namespace"
+            )
+    if len(hosts) > 1 and ranks[0].costs.hosts.source == "guessed":
+        yield (
+            "what messages between these hosts cost is a guess, and so is which algorithm is best: "
+            "run python -m pycomm doctor --tune on them once"
+        )
