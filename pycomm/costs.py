@@ -10,7 +10,8 @@ import platform
 import re
 import socket
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,25 @@ class Costs:
         memory: a collective in the shared memory of a host.
         messages: messages of MPI within a host.
         hosts: messages between hosts.
+        algorithms: what single algorithms have made of a link where they were measured, by
+            "link/kind/name", for instance "hosts/all_reduce/ring".
     """
 
     memory: Link = Link(0.5, 10.0)
     messages: Link = Link(5.0, 5.0)
     hosts: Link = Link(5.0, 5.0)
+    algorithms: Mapping[str, Link] = field(default_factory=dict)
+
+    def of(self, link: str, kind: str, name: str) -> Link:
+        """Return what an algorithm makes of a link, or else the link itself."""
+        return self.algorithms.get(f"{link}/{kind}/{name}") or getattr(self, link)
+
+    def updated(self, links: Mapping[str, Link], algorithms: Mapping[str, Link]) -> Costs:
+        """Return these costs with newer ones, by their names here."""
+        return replace(self, **links, algorithms={**self.algorithms, **algorithms})
+
+
+LINKS = ("memory", "messages", "hosts")
 
 
 def cache_file(mpi: str) -> Path:
@@ -108,8 +123,11 @@ def _parse(content: Any, mpi: str, here: str) -> Costs:
         raise ValueError(f"it was measured with {content.get('mpi')}, this is {mpi}")
     if here and content.get("machine") != here:
         raise ValueError(f"it was measured on {content.get('machine')}, this is {here}")
-    links = {name: _link(content[name]) for name in asdict(Costs()) if name in content}
-    return replace(Costs(), **links)
+    algorithms = content.get("algorithms", {})
+    if not isinstance(algorithms, dict):
+        raise ValueError(f"{algorithms} is not a table of algorithms")
+    links = {name: _link(content[name]) for name in LINKS if name in content}
+    return Costs().updated(links, {name: _link(entry) for name, entry in algorithms.items()})
 
 
 def _link(entry: Any) -> Link:
@@ -135,8 +153,11 @@ def save(costs: Costs, path: str, mpi: str) -> Path:
         OSError: the file cannot be written.
     """
     file = Path(path) if path else cache_file(mpi)
-    links = {name: link for name, link in asdict(costs).items() if link["source"] != "guessed"}
-    content = {"format": _FORMAT, "machine": machine(), "mpi": mpi, **links}
+    entries = asdict(costs)
+    for name in LINKS:
+        if entries[name]["source"] == "guessed":
+            del entries[name]
+    content = {"format": _FORMAT, "machine": machine(), "mpi": mpi, **entries}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as new:
         new.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -79,15 +79,11 @@ class Tuning:
 
     def link(self, algorithm: Algorithm, transport: Transport) -> Link:
         """Return what the algorithm's bytes travel on."""
-        if algorithm.name == "direct":
-            return self.costs.memory
-        return self.costs.hosts if transport.hosts > 1 else self.costs.messages
+        return self.costs.of(link_name(algorithm, transport), algorithm.kind, algorithm.name)
 
     def predict_us(self, algorithm: Algorithm, transport: Transport, nbytes: int) -> float:
         """Return latency·steps + bytes/bandwidth; the ranks of a host share its bandwidth."""
-        steps, sent_bytes = algorithm.cost(transport, nbytes)
-        senders = transport.local.size if algorithm.by_host and transport.local else 1
-        return self.link(algorithm, transport).us(steps, sent_bytes * senders)
+        return self.link(algorithm, transport).us(*load(algorithm, transport, nbytes))
 
     def choose(
         self,
@@ -130,11 +126,17 @@ class Tuning:
         usable = [a for a in algorithms(kind) if a.supports(transport)]
         others = [a for a in algorithms(kind) if a not in usable]
         for a in usable:
-            time = f"{self.predict_us(a, transport, nbytes):12.1f} us"
-            lines.append(f"  {a.name:20}{time}  {self._verdict(a, choice, usable)}".rstrip())
-        lines += [f"  {a.name:20}{'not here':>15}  needs {a.needs}" for a in others]
-        lines += self._sources(usable, transport)
-        return "\n".join(lines)
+            steps, sent_bytes = load(a, transport, nbytes)
+            link = self.link(a, transport)
+            lines.append(
+                f"  {a.name:20}{link.us(steps, sent_bytes):10.1f} us = {steps:g} × "
+                f"{link.latency_us:.3g} us + {sent_bytes:.0f} B / {link.bandwidth_gbps:.3g} GB/s"
+                f"  {self._verdict(a, choice, usable)}".rstrip()
+            )
+        lines += [f"  {a.name:20}needs {a.needs}" for a in others]
+        sources = dict.fromkeys(self.link(a, transport).source for a in usable)
+        lines += [f"  costs: {source}" for source in sources]
+        return "\n".join([*lines, f"  {HOW_TO_MEASURE}"] if "guessed" in sources else lines)
 
     def _of_one_order(self, kind: str, transport: Transport, order: str) -> list[Algorithm]:
         """Return what may be used, all of one order, which no size and no cost has a part in."""
@@ -178,14 +180,19 @@ class Tuning:
             return f"adds in {algorithm.order} order"
         return ""
 
-    def _sources(self, usable: Sequence[Algorithm], transport: Transport) -> list[str]:
-        """Say what the predictions for some algorithms come from."""
-        links = {self.link(a, transport): a.name == "direct" for a in usable}
-        lines = [
-            f"  {'direct' if direct else 'messages'}: {link}" for link, direct in links.items()
-        ]
-        guessed = any(link.source == "guessed" for link in links)
-        return [*lines, f"  {HOW_TO_MEASURE}"] if guessed else lines
+
+def link_name(algorithm: Algorithm, transport: Transport) -> str:
+    """Return the field of Costs for what the algorithm's bytes travel on."""
+    if algorithm.name == "direct":
+        return "memory"
+    return "hosts" if transport.hosts > 1 else "messages"
+
+
+def load(algorithm: Algorithm, transport: Transport, nbytes: int) -> tuple[float, float]:
+    """Return steps, and the bytes of one rank or, where its ranks all send, of one host."""
+    steps, sent_bytes = algorithm.cost(transport, nbytes)
+    senders = transport.local.size if algorithm.by_host and transport.local else 1
+    return steps, sent_bytes * senders
 
 
 def _named(algorithm: Algorithm, transport: Transport, order: str | None) -> Algorithm:

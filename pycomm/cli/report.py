@@ -23,13 +23,22 @@ def report(ranks: Sequence[Facts], problems: Sequence[str]) -> str:
     ]
     for host in hosts:
         lines += _host({rank: facts for rank, facts in enumerate(ranks) if facts.host == host})
-    lines += ["costs, by which algorithms are chosen:", *_costs(first.costs)]
+    lines += ["costs, by which algorithms are chosen:", *links(first.costs)]
     lines += ["settings, * where the environment sets them:", *_settings(first)]
     lines += ["problems:" if problems else "problems: none found"]
     for number, problem in enumerate(problems, 1):
         start = f"  {number}. "
         lines += textwrap.wrap(problem, _WIDTH, initial_indent=start, subsequent_indent="     ")
     return "\n".join(lines)
+
+
+def links(costs: Costs) -> list[str]:
+    """Return what each link costs, and how that is known."""
+    return [
+        f"  shared memory: {costs.memory}",
+        f"  messages in a host: {costs.messages}",
+        f"  messages between hosts: {costs.hosts}",
+    ]
 
 
 def spans(numbers: Sequence[int]) -> str:
@@ -55,14 +64,6 @@ def _host(mates: dict[int, Facts]) -> list[str]:
         f"    shared memory: {sharing if len(mates) > 1 else 'one rank needs none'}, "
         f"huge pages: {first.huge_pages or 'none'}",
         f"    loops: {', '.join(dict.fromkeys(facts.level for facts in mates.values()))}",
-    ]
-
-
-def _costs(costs: Costs) -> list[str]:
-    return [
-        f"  shared memory: {costs.memory}",
-        f"  messages in a host: {costs.messages}",
-        f"  messages between hosts: {costs.hosts}",
     ]
 
 

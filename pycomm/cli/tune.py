@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import click
 
 from pycomm import costs
+from pycomm.cli.report import links
 from pycomm.communicator import Communicator
-from pycomm.measure import Advance, measure, steps
+from pycomm.measure import Advance, measure, parts
 
 
 def tune(comm: Communicator) -> None:
@@ -22,18 +22,16 @@ def tune(comm: Communicator) -> None:
     """
     if comm.size == 1:
         raise click.ClickException("one rank sends no messages: mpirun -np 2 pycomm doctor --tune")
-    with _progress(comm.rank, steps(comm)) as advance:
-        links = measure(comm, advance)
+    world = comm.world
+    with _progress(comm.rank, parts(comm)) as advance:
+        found = measure(comm, world.tuning.costs, advance)
     if comm.rank > 0:
         return
-    world = comm.world
     try:
-        known = replace(world.tuning.costs, **links)
-        file = costs.save(known, world.config.tuning, world.wire.library)
+        file = costs.save(found, world.config.tuning, world.wire.library)
     except OSError as error:
         raise click.ClickException(f"{error}: name another file by PYCOMM_TUNING") from error
-    lines = [f"{name}: {link}" for name, link in links.items()]
-    click.echo("\n".join([*lines, f"kept in {file}"]))
+    click.echo("\n".join([*links(found), f"kept in {file}"]))
 
 
 @contextlib.contextmanager
