@@ -159,7 +159,8 @@ def save(costs: Costs, path: str, mpi: str) -> Path:
             del entries[name]
     content = {"format": _FORMAT, "machine": machine(), "mpi": mpi, **entries}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as new:
-        new.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(new.name, file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        new = Path(folder) / file.name
+        new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(new, file)
     return file

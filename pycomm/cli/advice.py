@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pycomm.cli.facts import Facts
+from pycomm.cli.report import counted
 from pycomm.config import SETTINGS, unknown
 
 
@@ -31,7 +32,7 @@ def _differences(ranks: Sequence[Facts]) -> Iterator[str]:
     first = ranks[0]
     for rank, other in enumerate(ranks):
         for package in sorted({*first.versions, *other.versions}):
-            mine, theirs = first.versions.get(package), other.versions.get(package)
+            mine, theirs = (f.versions.get(package, "missing") for f in (first, other))
             if mine != theirs:
                 yield (
                     f"{package} is {mine} on rank 0 and {theirs} on rank {rank} ({other.host}): "
@@ -44,7 +45,7 @@ def _differences(ranks: Sequence[Facts]) -> Iterator[str]:
 def _settings(ranks: Sequence[Facts]) -> Iterator[str]:
     names = sorted({name for facts in ranks for name in facts.settings})
     for name in names:
-        values = [facts.settings.get(name) for facts in ranks]
+        values = [repr(f.settings[name]) if name in f.settings else "not set" for f in ranks]
         if name not in SETTINGS:
             yield unknown(name)
         elif len(set(values)) > 1:
@@ -53,7 +54,7 @@ def _settings(ranks: Sequence[Facts]) -> Iterator[str]:
                 f"{name} is {values[0]} on rank 0 and {values[other]} on rank {other}: give it to "
                 "all hosts, with mpirun -x (Open MPI) or -genv (MPICH)"
             )
-    if any(facts.settings.get("PYCOMM_SHARED_MEMORY") in ("0", "false") for facts in ranks):
+    if any(map(_memory_off, ranks)):
         yield "shared memory is off: unset PYCOMM_SHARED_MEMORY, or everything goes through MPI"
 
 
@@ -63,11 +64,11 @@ def _hosts(ranks: Sequence[Facts]) -> Iterator[str]:
         cores = {core for facts in mates for core in facts.cores}
         if len(mates) > len(cores):
             yield (
-                f"{host} has {len(mates)} ranks on {len(cores)} cores: they take turns, which is "
+                f"{host} has {len(mates)} ranks on {counted(len(cores), 'core')}: they take turns, which is "
                 "slow; start fewer, or let them use more (mpirun --bind-to none)"
             )
-        off = any(f.settings.get("PYCOMM_SHARED_MEMORY") in ("0", "false") for f in mates)
-        if len(mates) > min(facts.mates for facts in mates) and not off:
+        alone = len(mates) > min(facts.mates for facts in mates)
+        if alone and not any(map(_memory_off, mates)):
             hidden = [why for facts in mates for why in facts.hidden.values()]
             yield (
                 f"the ranks on {host} do not share memory ({(hidden or ['see the warnings'])[0]}): "
@@ -78,3 +79,7 @@ def _hosts(ranks: Sequence[Facts]) -> Iterator[str]:
             "what messages between these hosts cost is a guess, and so is which algorithm is best: "
             "run python -m pycomm doctor --tune on them once"
         )
+
+
+def _memory_off(facts: Facts) -> bool:
+    return facts.settings.get("PYCOMM_SHARED_MEMORY", "").lower() in ("0", "false")

@@ -19,7 +19,7 @@ def report(ranks: Sequence[Facts], problems: Sequence[str]) -> str:
     lines = [
         "versions: " + ", ".join(f"{name} {number}" for name, number in first.versions.items()),
         f"MPI: {first.mpi}, thread level {first.threads}",
-        f"ranks: {_count(len(ranks), 'rank')} on {_count(len(hosts), 'host')}",
+        f"ranks: {counted(len(ranks), 'rank')} on {counted(len(hosts), 'host')}",
     ]
     for host in hosts:
         lines += _host({rank: facts for rank, facts in enumerate(ranks) if facts.host == host})
@@ -48,7 +48,8 @@ def spans(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends))
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Return for instance 1 rank, 2 ranks."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -59,7 +60,7 @@ def _host(mates: dict[int, Facts]) -> list[str]:
     cores = spans(first.cores) if same else ""
     each = "" if same else "; ".join(f"rank {r}: {spans(f.cores)}" for r, f in mates.items())
     return [
-        f"  ranks {spans(list(mates))} on {first.machine}",
+        f"  rank{'s' * (len(mates) > 1)} {spans(list(mates))} on {first.machine}",
         f"    cores they may use: {cores or each}",
         f"    shared memory: {sharing if len(mates) > 1 else 'one rank needs none'}, "
         f"huge pages: {first.huge_pages or 'none'}",
