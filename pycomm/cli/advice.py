@@ -63,9 +63,10 @@ def _hosts(ranks: Sequence[Facts]) -> Iterator[str]:
     for host, mates in hosts.items():
         cores = {core for facts in mates for core in facts.cores}
         if len(mates) > len(cores):
+            many = f"{counted(len(mates), 'rank')} on {counted(len(cores), 'core')}"
             yield (
-                f"{host} has {len(mates)} ranks on {counted(len(cores), 'core')}: they take turns, which is "
-                "slow; start fewer, or let them use more (mpirun --bind-to none)"
+                f"{host} has {many}: they take turns, which is slow; start fewer, or let them use "
+                "more (mpirun --bind-to none)"
             )
         alone = len(mates) > min(facts.mates for facts in mates)
         if alone and not any(map(_memory_off, mates)):
