@@ -77,7 +77,7 @@ LINKS = ("memory", "messages", "hosts")
 
 def cache_file(mpi: str) -> Path:
     """Return where this machine's costs with an MPI library are kept, below XDG_CACHE_HOME."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = crc32(f"{machine()} {mpi}".encode())
     return Path(cache) / "pycomm" / f"costs-{socket.gethostname()}-{key:08x}.json"
 
@@ -111,7 +111,7 @@ def load(path: str, mpi: str) -> Costs:
     except FileNotFoundError:
         if path:
             _logger.warning("PYCOMM_TUNING=%s does not exist: choosing by guesses", path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _logger.warning("%s is not used, choosing by guesses: %s", file, error)
     return Costs()
 
@@ -134,7 +134,7 @@ def _link(entry: Any) -> Link:
     try:
         link = Link(**entry)
         latency_us, bandwidth_gbps = float(link.latency_us), float(link.bandwidth_gbps)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{entry} is not a link: {error}") from None
     if not all(math.isfinite(number) and number > 0 for number in (latency_us, bandwidth_gbps)):
         raise ValueError(f"{entry} is not a link: it needs a latency and a bandwidth above 0")

@@ -77,6 +77,15 @@ class Tuning:
     wish: Wish = Wish()
     order: str = ""
 
+    def __post_init__(self) -> None:
+        """Check the order.
+
+        Raises:
+            ArgumentError: it is not one that can be asked for.
+        """
+        if self.order not in ("", "rank"):
+            raise ArgumentError(f"PYCOMM_ORDER={self.order!r} is not 'rank'")
+
     def link(self, algorithm: Algorithm, transport: Transport) -> Link:
         """Return what the algorithm's bytes travel on."""
         return self.costs.of(link_name(algorithm, transport), algorithm.kind, algorithm.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pycomm import costs
@@ -34,7 +35,7 @@ class World:
         """Known once the first communicator has been made."""
         self.tuning = Tuning()
         """Guesses, until the first communicator has been made."""
-        self._wish = Wish(config.algorithm)
+        self._asked = Tuning(wish=Wish(config.algorithm), order=config.order)
         self.next_context = 0
         """Lower numbers were taken by communicators that this process knows of."""
         self.trace = Trace(config.trace, wire.rank) if config.trace else None
@@ -65,7 +66,7 @@ class World:
         mine = None
         if self.wire.rank == 0:
             known = costs.load(self.config.tuning, self.wire.library)
-            mine = Tuning(known, self._wish, self.config.order)
+            mine = replace(self._asked, costs=known)
         self.tuning = broadcast(mine)
 
     def new_context(self, at_least: int = 0) -> int:

@@ -75,6 +75,8 @@ def content(**changes):
         (lambda: content(hosts={"latency_us": "x", "bandwidth_gbps": 1}), "could not convert"),
         (lambda: content(hosts={"latency_us": -3, "bandwidth_gbps": 1}), "above 0"),
         (lambda: content(hosts={"latency_us": 3, "bandwidth_gbps": float("nan")}), "above 0"),
+        (lambda: content(hosts={"latency_us": 10**400, "bandwidth_gbps": 1}), "is not a link"),
+        (lambda: "[" * 100_000, "recursion"),
         (lambda: content(hosts=5), "is not a link"),
         (lambda: content(algorithms=[1]), "is not a table of algorithms"),
     ],

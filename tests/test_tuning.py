@@ -288,7 +288,11 @@ def test_what_rank_0_says_about_algorithms_counts():
 
 
 @pytest.mark.mpirun
-def test_a_wrong_name_ends_the_job_at_start_up():
-    result, _ = run(2, "", env={"PYCOMM_ALGORITHM": "rnig"})
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("ALGORITHM", "rnig", ": there is no algorithm 'rnig'"), ("ORDER", "rnak", " is not 'rank'")],
+)
+def test_a_wrong_setting_ends_the_job_at_start_up(name, value, expected):
+    result, _ = run(2, "", env={f"PYCOMM_{name}": value})
     assert result.returncode != 0
-    assert "PYCOMM_ALGORITHM='rnig': there is no algorithm 'rnig'" in result.stderr
+    assert f"PYCOMM_{name}={value!r}{expected}" in result.stderr

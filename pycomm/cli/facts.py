@@ -66,7 +66,7 @@ def gather(comm: Communicator) -> list[Facts]:
             versions=versions(),
             mpi=wire.library,
             threads=wire.threads,
-            launched=max(int(os.environ.get(name, 1)) for name in LAUNCHERS[:3]),
+            launched=max(int(os.environ.get(name, 1)) for name in LAUNCHERS),
             host=host,
             machine=costs.machine(),
             cores=tuple(sorted(os.sched_getaffinity(0))),
