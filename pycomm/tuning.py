@@ -48,7 +48,8 @@ class Wish:
 
     def among(self, usable: Sequence[Algorithm]) -> list[Algorithm]:
         """Return those of `usable` that it leaves; all if it asks for none of them."""
-        named = [a for a in usable if a.name in self.names]
+        names = self.names
+        named = [a for a in usable if a.name in names]
         if self.text.startswith("^"):
             return [a for a in usable if a not in named]
         return named or list(usable)
@@ -122,7 +123,7 @@ class Tuning:
             best, reason = _named(find(kind, name), transport, order), "asked for by name"
         else:
             same = self._of_one_order(kind, transport, order or self.order)
-            best = min(same, key=lambda a: self._rank(a, transport, nbytes))
+            best = min(same, key=lambda a: self._preference(a, transport, nbytes))
             reason = self._reason(best, same)
         return Choice(best, reason, self.predict_us(best, transport, nbytes))
 
@@ -167,7 +168,9 @@ class Tuning:
         wanted = next(o for o in orders if any(a.order == o for a in left))
         return [a for a in left if a.order == wanted]
 
-    def _rank(self, algorithm: Algorithm, transport: Transport, nbytes: int) -> tuple[bool, float]:
+    def _preference(
+        self, algorithm: Algorithm, transport: Transport, nbytes: int
+    ) -> tuple[bool, float]:
         """Return what the best has least of: shared memory goes before all messages."""
         return algorithm.name != "direct", self.predict_us(algorithm, transport, nbytes)
 
