@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ranks import Ranks
+from pycomm.transport.mpi import library_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +41,7 @@ def describe(ranks: Ranks, peers: Iterable[str], missing: dict[str, str]) -> dic
         "versions": versions(),
         "mpi": mpi_name(ranks.mpi),
         "mpi_threads": _THREADS[ranks.mpi.Query_thread()],
-        "transport": ranks.comm.explain("all_reduce", 1 << 20),
+        "transport": ranks.comm.explain("all_reduce", 1 << 20).splitlines()[0],
         "machine": machine(),
         "cores": os.cpu_count(),
         "ranks": ranks.size,
@@ -85,9 +86,7 @@ def versions() -> dict[str, str]:
 
 def mpi_name(mpi: Any) -> str:
     """Return the library's name and version, and XHC if this run prefers that component."""
-    text = mpi.Get_library_version()
-    match = re.match(r"([A-Za-z() ]+?)(?: Library)?(?:\s*[Vv]ersion)?:?\s*v?(\d[\w.]*)", text)
-    name = f"{match[1].strip()} {match[2]}" if match else text.split("\n")[0].strip()
+    name = library_name(mpi.Get_library_version())
     return f"{name} XHC" if int(os.environ.get(_XHC, "0")) >= 100 else name
 
 

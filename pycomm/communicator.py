@@ -20,6 +20,7 @@ from pycomm.links import Links
 from pycomm.messages import Messages
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank, gathered, scattered
+from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.mpi import MpiWire, import_mpi
 from pycomm.transport.shm import NeverQuick
@@ -52,12 +53,15 @@ class Communicator(Collectives, Messages):
         self._collectives = Dispatcher(
             world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
         )
+        first = world.neighbours is None
+        self._quick: Any = NeverQuick()
         links.share_memory(self.all_gather_object)
         self._collectives.transport = links.transport
-        traced = world.trace is not None
-        self._quick = NeverQuick() if traced or not links.memory else links.memory.quick
         self._port = links.port(context)
         self._collectives.when_failed = self._stop_quick_messages
+        if first:
+            world.tune(self.broadcast_object)
+        self._quick = self._quick_calls()
         guard.watch(self)
 
     @classmethod
@@ -70,6 +74,12 @@ class Communicator(Collectives, Messages):
         wire = MpiWire(import_mpi()[0], mpi_comm, config)
         world = World(wire, config, config.timeout if timeout is None else timeout)
         return cls(world, range(wire.size), world.new_context())
+
+    def _quick_calls(self) -> Any:
+        """Return what does simple calls at once; nothing does if each needs more than that."""
+        memory, world = self._links.memory, self._world
+        simple = world.trace is None and world.tuning.wish.keeps_direct
+        return memory.quick if memory and simple else NeverQuick()
 
     # ---- collectives
 
@@ -247,10 +257,17 @@ class Communicator(Collectives, Messages):
         return Communicator(self._world, [self._ranks[r] for _, r in members], context)
 
     def explain(self, kind: str, nbytes: int) -> str:
-        """Say which algorithm a collective of `nbytes` would use, why, and the predicted time."""
-        choice = self._collectives.choose(kind, nbytes, None, None)
-        name, us = choice.algorithm.name, choice.predicted_us
-        return f"{kind} of {nbytes} B on {self.size} ranks: {name} ({choice.reason}); {us:.1f} us"
+        """Say which algorithm a collective would use and why, the predicted time, and from what.
+
+        Args:
+            kind: for instance "all_reduce".
+            nbytes: the larger of input and output.
+
+        Returns:
+            Lines: the choice; every algorithm of the kind, with what it would take or why it is not
+            used; what the predictions come from.
+        """
+        return self._collectives.explain(kind, nbytes)
 
     def close(self) -> None:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
@@ -272,6 +289,16 @@ class Communicator(Collectives, Messages):
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
         self._world.wire.abort(code)
+
+    @property
+    def world(self) -> World:
+        """The job it is part of: its wire, settings and costs; for tools, not to be changed."""
+        return self._world
+
+    @property
+    def transport(self) -> Transport:
+        """What its algorithms run on; for measurements, between collectives."""
+        return self._collectives.transport
 
     @property
     def stats(self) -> Stats:

@@ -26,7 +26,11 @@ class Config:
     timeout: float = _option(300.0, "Seconds without progress after which an operation fails.")
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
     cross_memory: bool = _option(True, "Read and write other ranks' memory where the kernel lets.")
-    order: str = _option("", "'rank' adds in rank order between hosts, too.")
+    order: str = _option("", "'rank' adds in rank order between hosts, too; rank 0's counts.")
+    algorithm: str = _option(
+        "", "'ring' is used wherever it exists, '^ring,pairwise' are not; rank 0's counts."
+    )
+    tuning: str = _option("", "The file of measured costs, instead of the one in ~/.cache/pycomm.")
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
     trace: str = _option("", "A folder to write each rank's Perfetto trace to, at exit.")
 
@@ -39,16 +43,28 @@ class Config:
         Raises:
             ArgumentError: a value is not of the variable's type.
         """
-        known = {f"PYCOMM_{f.name.upper()}": f for f in dataclasses.fields(cls)}
         values = {}
-        for name in sorted(n for n in environment if n.startswith("PYCOMM_")):
-            if name in known:
-                option = known[name]
+        for name in given(environment):
+            if option := SETTINGS.get(name):
                 values[option.name] = _parse(name, environment[name], type(option.default))
             else:
-                near = difflib.get_close_matches(name, known, n=1) or sorted(known)
-                _logger.warning("%s is not a setting: did you mean %s?", name, " or ".join(near))
+                _logger.warning("%s", unknown(name))
         return cls(**values)
+
+
+SETTINGS = {f"PYCOMM_{f.name.upper()}": f for f in dataclasses.fields(Config)}
+"""The fields of Config by the names of their environment variables."""
+
+
+def given(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the variables that are set and look like settings of pycomm."""
+    return sorted(name for name in environment if name.startswith("PYCOMM_"))
+
+
+def unknown(name: str) -> str:
+    """Return the sentence about a variable that is no setting, with the nearest that is."""
+    near = difflib.get_close_matches(name, SETTINGS, n=1) or sorted(SETTINGS)
+    return f"{name} is not a setting: did you mean {' or '.join(near)}?"
 
 
 def _parse(name: str, text: str, kind: type) -> Any:

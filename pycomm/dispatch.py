@@ -19,7 +19,7 @@ from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.shm import SharedMemory
-from pycomm.tuning import Choice, choose
+from pycomm.tuning import Choice
 from pycomm.world import World
 
 _NOTE_BYTES = 512
@@ -93,10 +93,12 @@ class Dispatcher:
         return self._in_turn(run, async_op)
 
     def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
-        """Choose the algorithm for a call, with the environment's order where it names nothing."""
-        if name is None and order is None:
-            order = self._world.config.order or None
-        return choose(kind, self.transport, nbytes, name, order)
+        """Choose the algorithm for a call, as Tuning.choose does."""
+        return self._world.tuning.choose(kind, self.transport, nbytes, name, order)
+
+    def explain(self, kind: str, nbytes: int) -> str:
+        """Say what would be chosen, why, and instead of what."""
+        return self._world.tuning.explain(kind, self.transport, nbytes)
 
     def check(self) -> None:
         """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""

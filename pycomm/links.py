@@ -43,8 +43,9 @@ class Links:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
             mates, direct = world.neighbours.mates(), world.config.cross_memory
             world.mailbox.connect(exchange, mates, direct)
-            if len({name for name, *_ in world.neighbours.hosts}) > 1:
+            if world.neighbours.machines(range(world.wire.size)) > 1:
                 world.wire.abort_on_failure()
+        self._messages.hosts = world.neighbours.machines(self._processes)
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
         if len(set(hosts)) == 1:

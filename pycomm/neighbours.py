@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
 from pycomm._native import Waits
@@ -47,6 +47,10 @@ class Neighbours:
     def mates(self) -> list[int]:
         """Return the processes of this host."""
         return [process for process in range(len(self.hosts)) if self.on_this_host(process)]
+
+    def machines(self, processes: Iterable[int]) -> int:
+        """Return on how many hosts the processes are, whether they can share memory or not."""
+        return len({self.hosts[process][0] for process in processes})
 
     def crowded(self) -> bool:
         """Say whether this host has more ranks than this process may use cores."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from pycomm import costs
 from pycomm.config import Config
 from pycomm.errors import CommError
 from pycomm.guard import finalize_on_success
@@ -14,9 +17,10 @@ from pycomm.observe.trace import Trace
 from pycomm.transport.loopback import LoopbackWire
 from pycomm.transport.mailbox import DATA_TAGS, Mailbox
 from pycomm.transport.mpi import MpiWire, import_mpi
+from pycomm.tuning import Tuning, Wish
 
 _logger = logging.getLogger("pycomm")
-_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
 
 
 class World:
@@ -29,6 +33,9 @@ class World:
         self.timeout = timeout
         self.neighbours: Neighbours | None = None
         """Known once the first communicator has been made."""
+        self.tuning = Tuning()
+        """Guesses, until the first communicator has been made."""
+        self._asked = Tuning(wish=Wish(config.algorithm), order=config.order)
         self.next_context = 0
         """Lower numbers were taken by communicators that this process knows of."""
         self.trace = Trace(config.trace, wire.rank) if config.trace else None
@@ -43,7 +50,7 @@ class World:
         try:
             mpi, finalize = import_mpi()
         except (ImportError, RuntimeError) as error:
-            launched = [name for name in _LAUNCHERS if int(os.environ.get(name, 1)) > 1]
+            launched = [name for name in LAUNCHERS if int(os.environ.get(name, 1)) > 1]
             if launched:
                 raise CommError(
                     f"{launched[0]}={os.environ[launched[0]]}, but MPI cannot be loaded ({error}): "
@@ -53,6 +60,14 @@ class World:
             return cls(LoopbackWire(), config, timeout)
         finalize_on_success(finalize)
         return cls(MpiWire(mpi, mpi.COMM_WORLD, config), config, timeout)
+
+    def tune(self, broadcast: Callable[[Tuning | None], Tuning]) -> None:
+        """Choose as rank 0 does from now on; collective, by a broadcast of its object."""
+        mine = None
+        if self.wire.rank == 0:
+            known = costs.load(self.config.tuning, self.wire.library)
+            mine = replace(self._asked, costs=known)
+        self.tuning = broadcast(mine)
 
     def new_context(self, at_least: int = 0) -> int:
         """Take the next number for a communicator; its ranks agree on `at_least`."""

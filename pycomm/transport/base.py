@@ -31,6 +31,8 @@ class Transport(ABC):
     size: int
     fused: frozenset[str] = frozenset()
     """The collectives that this transport does as one operation, see `run`."""
+    hosts: int = 1
+    """On how many hosts they are."""
     local: Transport | None = None
     """The ranks on this one's host; None unless all of several hosts have as many, and over one."""
     across: Transport | None = None

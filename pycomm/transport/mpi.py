@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from typing import Any
@@ -17,6 +18,8 @@ from pycomm.transport.base import Request
 
 _lock = threading.RLock()
 """Every call into MPI is made under it, so MPI_THREAD_SERIALIZED is enough."""
+
+_THREADS = ("single", "funneled", "serialized", "multiple")
 
 _DEFAULTS = {"OMPI_MCA_btl_tcp_flags": "send,inplace"}
 """Open MPI's settings where the user has made none.
@@ -42,6 +45,12 @@ def import_mpi() -> tuple[Any, int]:
     if not ours:
         return MPI, 0
     return MPI, _address(MPI, "MPI_Finalize")
+
+
+def library_name(version: str) -> str:
+    """Return name and version out of what MPI_Get_library_version says."""
+    match = re.match(r"([A-Za-z()® ]+?)(?: Library)?(?:\s*[Vv]ersion)?:?\s*v?(\d[\w.]*)", version)
+    return f"{match[1].strip()} {match[2]}" if match else version.split("\n")[0].strip()
 
 
 def _address(mpi: Any, name: str) -> int:
@@ -83,6 +92,8 @@ class MpiWire:
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
+        self.library = library_name(mpi.Get_library_version())
+        self.threads = _THREADS[mpi.Query_thread()]
         self.tags: int = mpi.COMM_WORLD.Get_attr(mpi.TAG_UB) + 1
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:

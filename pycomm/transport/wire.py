@@ -25,6 +25,8 @@ class Wire(Protocol):
     size: int
     tags: int
     """Tags are 0…tags−1."""
+    library: str
+    """What it runs on, with its version."""
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
         """Start to send a flat uint8 array."""

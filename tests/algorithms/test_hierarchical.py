@@ -11,7 +11,7 @@ from pycomm.errors import ArgumentError
 from pycomm.transport.base import counterparts
 from pycomm.transport.job import Job
 from pycomm.transport.threads import run_threads
-from pycomm.tuning import choose
+from pycomm.tuning import Tuning
 from pycomm.types import DTYPES, ReduceOp, resolve_op
 
 from . import harness
@@ -102,7 +102,7 @@ def chosen(hosts, nbytes, name=None, order=None):
     """Return the name of the algorithm chosen for an all_reduce on such hosts."""
     return run_threads(
         len(hosts),
-        lambda t, rank: choose("all_reduce", t, nbytes, name, order).algorithm.name,
+        lambda t, rank: Tuning().choose("all_reduce", t, nbytes, name, order).algorithm.name,
         hosts=hosts,
     )[0]
 
