@@ -2,14 +2,18 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "cpu/reduce.h"
+#include "flight.h"
 #include "shm/board.h"
 
 namespace pycomm {
@@ -22,11 +26,16 @@ void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
+void bind_flight(nb::module_&);
+
+// File and line of the innermost Python frame outside the package; nothing if there is none.
+flight::Text call_site();
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.
 class GilIdle : public shm::Idle {
  public:
+  bool has_lock() const { return !saved_; }
   ~GilIdle() override {
     if (saved_) PyEval_RestoreThread(saved_);
   }

@@ -47,13 +47,16 @@ class Communicator(Collectives, Messages):
         self._context = context
         self._local: Communicator | None = None
         self._stats = Stats()
+        self._flight = _native.Flight(world.number, context, self._ranks[0])
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
+            world, links.transport, CpuKernels(), self._stats, self._flight, f"pycomm-{context}"
         )
         links.share_memory(self.all_gather_object)
         self._collectives.transport = links.transport
+        if links.memory:
+            links.memory.quick.record(self._flight)
         traced = world.trace is not None
         self._quick = NeverQuick() if traced or not links.memory else links.memory.quick
         guard.watch(self)

@@ -27,6 +27,9 @@ class Config:
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
     order: str = _option("", "'rank' adds in rank order between hosts, too.")
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
+    flight: str = _option(
+        "", "A folder for what each rank did last, written on errors; else in the temporary one."
+    )
     trace: str = _option("", "A folder to write each rank's Perfetto trace to, at exit.")
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pycomm.neighbours import Neighbours, Peers
+from pycomm.observe import flight
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport, counterparts
 from pycomm.transport.shm import Exchange, SharedMemory
@@ -42,6 +43,7 @@ class Links:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
             if len({name for name, *_ in world.neighbours.hosts}) > 1:
                 world.wire.abort_on_failure()
+            flight.describe(rank, len(self._processes), world.neighbours.job, world.config.flight)
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
         if len(set(hosts)) == 1:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from pycomm._native import Flight
 from pycomm.arrays import is_tensor, view
 from pycomm.dispatch import Dispatcher, returned
+from pycomm.errors import CommError, CommTimeoutError
 from pycomm.links import Links
+from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
 from pycomm.transport.mailbox import ANY
@@ -24,6 +28,7 @@ class Messages:
     _ranks: tuple[int, ...]
     _context: int
     _stats: Stats
+    _flight: Flight
     _links: Links
     _collectives: Dispatcher
 
@@ -49,30 +54,45 @@ class Messages:
         self._collectives.check()
         peer, source = self._ranks[checked_rank(dst, "dst", self.rank, self.size)], view(x)
         self._stats.bytes_sent += source.nbytes
+        number = self._flight.message("send", source.dtype.name, source.nbytes, dst, tag)
         mailbox = self._world.mailbox
         sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
-        return Transfer(sent.test, self._waiter(dst, what), lambda: None)
+        done = partial(Flight.end_message, number, True)
+        return Transfer(sent.test, self._waiter(number, dst, what), done)
 
     def irecv(self, src: int, tag: int = 0, out: Any = None) -> Work:
         """Start to receive, in any order of posting; the Work's result is the array."""
         self._collectives.check()
         peer = src if src == ANY else checked_rank(src, "src", self.rank, self.size)
         target = None if out is None else view(out, result=True)
+        expected = (target.dtype.name, target.nbytes) if target else ("", 0)
+        number = self._flight.message("recv", *expected, src, tag)
         received = self._world.mailbox.receive(self._context, peer, tag, target)
 
         def finish() -> Any:
+            data = received.data
+            Flight.end_message(number, received.error is None, data.dtype.name, data.nbytes)
             if received.error:
+                note_flight(received.error)
                 raise received.error
-            return returned(received.data, out)
+            return returned(data, out)
 
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
-        return Transfer(received.test, self._waiter(peer, what, received.unmatched), finish)
+        return Transfer(received.test, self._waiter(number, peer, what, received.unmatched), finish)
 
     def _waiter(
-        self, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
+        self, number: int, peer: int, what: str, only_peer: Callable[[], bool] = lambda: False
     ) -> Callable[[Callable[[], bool], float | None], None]:
-        return lambda ready, timeout: self._links.patience.until(
-            ready, peer, what, timeout, only_peer
-        )
+        def until(ready: Callable[[], bool], timeout: float | None) -> None:
+            try:
+                self._links.patience.until(ready, peer, what, timeout, only_peer)
+            except CommError as error:
+                goes_on = timeout is not None and isinstance(error, CommTimeoutError)
+                if not goes_on:
+                    Flight.end_message(number, False)
+                    note_flight(error)
+                raise
+
+        return until

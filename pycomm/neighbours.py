@@ -40,6 +40,11 @@ class Neighbours:
             first if first != self.process else None,
         )
 
+    @property
+    def job(self) -> str:
+        """A name for the job: host and number of its first process."""
+        return f"{self.hosts[0][0]}-{self._where[0][0]}"
+
     def on_this_host(self, process: int) -> bool:
         """Say whether a process runs on the host of this one."""
         return self.hosts[process] == self.hosts[self.process]

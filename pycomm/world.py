@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from typing import Any
@@ -16,6 +17,7 @@ from pycomm.transport.mailbox import DATA_TAGS, Mailbox
 from pycomm.transport.mpi import MpiWire, import_mpi
 
 _logger = logging.getLogger("pycomm")
+_numbers = itertools.count()
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -24,6 +26,7 @@ class World:
 
     def __init__(self, wire: Any, config: Config, timeout: float):
         self.wire = wire
+        self.number = next(_numbers)
         self.mailbox = Mailbox(wire)
         self.config = config
         self.timeout = timeout
