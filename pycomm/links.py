@@ -43,7 +43,8 @@ class Links:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
             if len({name for name, *_ in world.neighbours.hosts}) > 1:
                 world.wire.abort_on_failure()
-            flight.describe(rank, len(self._processes), world.neighbours.job, world.config.flight)
+            known, size = world.neighbours, len(self._processes)
+            flight.describe(rank, size, known.job, known.pids(), world.config.flight)
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
         if len(set(hosts)) == 1:

@@ -45,6 +45,11 @@ class Neighbours:
         """A name for the job: host and number of its first process."""
         return f"{self.hosts[0][0]}-{self._where[0][0]}"
 
+    def pids(self) -> dict[int, int]:
+        """Return the system's numbers of the other processes on this host, by their own."""
+        others = filter(self.on_this_host, range(len(self.hosts)))
+        return {other: self._where[other][0] for other in others if other != self.process}
+
     def on_this_host(self, process: int) -> bool:
         """Say whether a process runs on the host of this one."""
         return self.hosts[process] == self.hosts[self.process]

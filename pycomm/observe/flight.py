@@ -5,6 +5,7 @@ The recorder itself is in csrc/flight.h: a ring of the last 1 000 operations in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -30,28 +31,36 @@ Flight = dict[str, Any]
 """pid, rank, size, job, begun (how many operations in all) and operations, oldest first: dicts."""
 
 _file: Path | None = None
+_neighbours: dict[int, int] = {}
 _native.know_package(f"{Path(__file__).parent.parent}{os.sep}")
 
 
-def describe(rank: int, size: int, job: str, folder: str) -> None:
+def describe(rank: int, size: int, job: str, neighbours: dict[int, int], folder: str) -> None:
     """Say whose flight this process records; the first call counts.
 
     Args:
         rank: its rank in the job.
         size: the job's number of ranks.
         job: the job's name, the same on all ranks.
+        neighbours: the process numbers of the job's other ranks on this host.
         folder: where to write on errors; "" is a folder of the user's in the temporary one.
     """
-    global _file
+    global _file, _neighbours
     if _file is None:
         _native.describe_flight(rank, size, job)
         parent = folder or f"{tempfile.gettempdir()}/pycomm-flight-{os.getuid()}"
         _file = Path(parent).absolute() / job / f"rank-{rank}.json"
+        _neighbours = neighbours
 
 
 def note_flight(error: BaseException) -> None:
-    """Write this rank's flight if the error is one between ranks, and say so in its message."""
+    """Write this rank's flight if the error is one between ranks, and say so in its message.
+
+    At a timeout, those of neighbours, too, which may be stuck and never write their own.
+    """
     if isinstance(error, _WRITTEN_ON) and (file := write(error)):
+        if isinstance(error, CommTimeoutError):
+            _write_neighbours(file.parent)
         error.args = (f"{error}\nwhat this rank did last is in {file}", *error.args[1:])
 
 
@@ -64,11 +73,7 @@ def write(error: BaseException) -> Path | None:
         return None
     flight = {**_counted(_native.read_flight()), "error": f"{type(error).__name__}: {error}"}
     try:
-        _file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=_file.parent)
-        with open(descriptor, "w") as opened:
-            json.dump(flight, opened)
-        os.replace(temporary, _file)
+        _save(flight, _file)
     except OSError as failure:
         _logger.warning("what this rank did last cannot be written: %s", failure)
         return None
@@ -100,6 +105,22 @@ def load(folder: Path) -> list[Flight]:
     if not flights:
         raise CommError(f"{folder} has no files rank-*.json: an error names the folder to give")
     return sorted(flights, key=lambda flight: flight["rank"])
+
+
+def _save(flight: Flight, file: Path) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent)
+    with open(descriptor, "w") as opened:
+        json.dump(flight, opened)
+    os.replace(temporary, file)
+
+
+def _write_neighbours(folder: Path) -> None:
+    for rank, pid in _neighbours.items():
+        file = folder / f"rank-{rank}.json"
+        if not file.exists():
+            with contextlib.suppress(CommError, OSError):
+                _save(read(pid), file)
 
 
 def _target(link: Path) -> str:
