@@ -1,6 +1,8 @@
 // The extension pycomm._native: checks arguments, then hands plain pointers on.
-#include "bindings.h"
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "bindings.h"
 #include "exit.h"
 #include "shm/slab.h"
 
@@ -91,6 +93,15 @@ NB_MODULE(_native, m) {
   bind_flight(m);
   bind_board(m);
   bind_exchange(m);
+  m.def(
+      "signal_main_thread",
+      [](int pid, int signal) {
+        if (syscall(SYS_tgkill, pid, pid, signal) == 0) return;
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw nb::python_error();
+      },
+      "pid"_a, "signal"_a,
+      "Signal a process by its main thread alone: a handler on another would see its frames move.");
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
   m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {

@@ -85,6 +85,7 @@ nb::dict operation(const Record& r, const Snapshot& all) {
   d["site"] = text(r.call.site);
   d["start"] = seconds(r.start_ns);
   d["end"] = optional(seconds(r.end_ns), r.end_ns != 0);
+  d["took_us"] = optional(double(r.end_ns - r.start_ns) * 1e-3, r.end_ns != 0);
   d["state"] = states[r.end_ns ? int(r.state) : 0];
   return d;
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from pycomm.cli.flight import flight_options
 from pycomm.startup import init
 
 
 @click.command()
+@flight_options
 def doctor() -> None:
     """Say what pycomm runs on here."""
     comm = init()

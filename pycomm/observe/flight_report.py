@@ -43,14 +43,10 @@ def line_up(flights: list[Flight]) -> str:
 
 
 def _row(operation: Operation) -> tuple[str, ...]:
-    took = "" if operation["end"] is None else f"{(_us(operation)):.1f} us"
+    took = "" if operation["end"] is None else f"{operation['took_us']:.1f} us"
     start = datetime.fromtimestamp(operation["start"]).strftime("%H:%M:%S.%f")
     where = _name(_group(operation)), str(operation["sequence"])
     return start, took, *where, operation["state"], _call(operation), operation["site"]
-
-
-def _us(operation: Operation) -> float:
-    return (operation["end"] - operation["start"]) * 1e6
 
 
 def _call(operation: Operation) -> str:
