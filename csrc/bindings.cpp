@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "bindings.h"
+#include "digest.h"
 #include "exit.h"
 #include "shm/slab.h"
 
@@ -41,6 +42,13 @@ PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(g
 
 void bind_kernels(nb::module_& m) {
   m.def("address", &address, "array"_a);
+  m.def(
+      "digest",
+      [](uintptr_t data, size_t bytes) {
+        nb::gil_scoped_release release;
+        return digest(at<const char>(data), bytes);
+      },
+      "address"_a, "nbytes"_a, "64 bits that differ for different memory.");
   m.def("level", &cpu::level, "The instruction level in use: plain, avx2 or avx512.");
   m.def("use_level", &cpu::use_level, "name"_a, "Use another instruction level; for tests.");
   m.def("widen",

@@ -280,5 +280,10 @@ class Communicator(Collectives, Messages):
         """Seconds that an operation may go without progress."""
         return self._world.timeout
 
+    @property
+    def config(self) -> Config:
+        """The settings of the environment, as they were when the job was joined."""
+        return self._world.config
+
     def __repr__(self) -> str:
         return f"<Communicator: rank {self.rank} of {self.size}>"

@@ -27,6 +27,9 @@ class Config:
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
     order: str = _option("", "'rank' adds in rank order between hosts, too.")
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
+    checksums: int = _option(
+        0, "Data parallel: compare the replicas' parameters every so many steps; 0 does not."
+    )
     flight: str = _option(
         "", "A folder for what each rank did last, written on errors; else in the temporary one."
     )
