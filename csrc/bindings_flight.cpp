@@ -9,7 +9,7 @@ using namespace flight;
 
 std::string& package = *new std::string;  // frames of files below it are pycomm's own
 
-// Texts of call sites by instruction, as lines take long to find: one entry for all that share it.
+// Texts of call sites by instruction, since it takes long to find a line.
 class Sites {
  public:
   static constexpr Text kInside = 0xffff;
@@ -22,9 +22,11 @@ class Sites {
       Py_DECREF(code);
       return entry.text;
     }
-    Py_XDECREF(entry.code);
-    entry = {code, place, describe(code, frame)};
-    return entry.text;
+    const Text text = describe(code, frame);
+    PyCodeObject* before = entry.code;
+    entry = {code, place, text};
+    Py_XDECREF(before);
+    return text;
   }
 
  private:
@@ -66,7 +68,10 @@ Call call(const std::string& kind, const std::string& dtype, uint64_t bytes) {
 nb::dict operation(const Record& r, const Snapshot& all) {
   const char* states[] = {"running", "done", "failed"};
   auto seconds = [&](uint64_t ns) { return double(int64_t(ns) + all.header.unix_ns) * 1e-9; };
-  auto text = [&](Text place) { return nb::str(all.texts.at(place).c_str()); };
+  auto text = [&](Text place) {  // its beginning may be half a character
+    const std::string& bytes = all.texts.at(place);
+    return nb::steal(PyUnicode_DecodeUTF8(bytes.data(), Py_ssize_t(bytes.size()), "replace"));
+  };
   auto optional = [](auto value, bool known) {
     return known ? nb::cast(value) : nb::object(nb::none());
   };

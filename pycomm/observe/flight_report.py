@@ -19,8 +19,8 @@ def table(flight: Flight) -> str:
         f"rank {flight['rank']} of {flight['size']}, job {flight['job']}, process {flight['pid']}: "
         f"the last {len(operations)} of {flight['begun']} operations"
     )
-    rows = [("start", "took", "communicator", "number", "state", "operation", "at")]
-    rows += [_row(operation) for operation in operations]
+    titles = ("start", "took", "communicator", "number", "state", "operation", "at")
+    rows = [titles, *map(_row, operations)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
     return "\n".join([head, *(line.rstrip() for line in lines)])

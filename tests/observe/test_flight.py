@@ -154,6 +154,8 @@ def test_a_long_path_keeps_its_end(alone):
     gather_in("/".join(["folder"] * 40) + "/last.py", alone)
     assert last(1)[0]["site"].endswith("/folder/last.py:1")
     assert len(last(1)[0]["site"]) == 95
+    gather_in("é" * 60, alone)
+    assert last(1)[0]["site"].endswith("éé:1")
 
 
 def test_more_call_sites_than_there_is_room_for():
