@@ -140,35 +140,36 @@ void bind_flight(nb::module_& m) {
       "read_flight_of", [](const std::string& path) { return report(Recorder::read(path)); },
       "path"_a);
   nb::class_<Flight>(m, "Flight")
+      .def(nb::init<uint32_t, uint32_t, uint32_t>(), "world"_a, "number"_a, "first"_a)
       .def(
-          "__init__",
-          [](Flight* self, uint32_t world, uint32_t number, uint32_t first) {
-            new (self) Flight({world, number, first});
+          "collective",
+          [](Flight& self, const std::string& kind, const std::string& op, const std::string& dtype,
+             uint64_t bytes, std::optional<int> root, const std::string& algorithm,
+             std::optional<std::string> site) {
+            Recorder& recorder = Recorder::instance();
+            Call made = call(kind, dtype, bytes);
+            made.op = recorder.text(op);
+            made.algorithm = recorder.text(algorithm);
+            made.peer = root.value_or(Call::kNobody);
+            made.site = site ? recorder.text(*site) : call_site();
+            self.collective(made, now_ns());
           },
-          "world"_a, "number"_a, "first"_a)
-      .def("collective",
-           [](Flight& self, const std::string& kind, const std::string& op,
-              const std::string& dtype, uint64_t bytes, std::optional<int> root,
-              const std::string& algorithm, std::optional<std::string> site) {
-             Recorder& recorder = Recorder::instance();
-             Call made = call(kind, dtype, bytes);
-             made.op = recorder.text(op);
-             made.algorithm = recorder.text(algorithm);
-             made.peer = root.value_or(Call::kNobody);
-             made.site = site ? recorder.text(*site) : call_site();
-             self.collective(made, now_ns());
-           })
-      .def("end",
-           [](Flight& self, bool done) { self.end(done ? State::done : State::failed, now_ns()); })
-      .def("message",
-           [](Flight& self, const std::string& kind, const std::string& dtype, uint64_t bytes,
-              int peer, int64_t tag) {
-             Call made = call(kind, dtype, bytes);
-             made.peer = peer;
-             made.tag = tag;
-             made.site = call_site();
-             return self.message(made, now_ns());
-           })
+          "kind"_a, "op"_a, "dtype"_a, "nbytes"_a, "root"_a, "algorithm"_a, "site"_a)
+      .def(
+          "end",
+          [](Flight& self, bool done) { self.end(done ? State::done : State::failed, now_ns()); },
+          "done"_a)
+      .def(
+          "message",
+          [](Flight& self, const std::string& kind, const std::string& dtype, uint64_t bytes,
+             int peer, int64_t tag) {
+            Call made = call(kind, dtype, bytes);
+            made.peer = peer;
+            made.tag = tag;
+            made.site = call_site();
+            return self.message(made, now_ns());
+          },
+          "kind"_a, "dtype"_a, "nbytes"_a, "peer"_a, "tag"_a)
       .def_static(
           "end_message",
           [](uint64_t number, bool done, const std::string& dtype, uint64_t received) {

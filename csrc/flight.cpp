@@ -100,7 +100,8 @@ Text Recorder::text(std::string_view text) {
 }
 
 uint64_t Recorder::begin(const Group& group, uint64_t sequence, const Call& call, uint64_t now) {
-  const uint64_t number = ++memory_->header.begun;
+  const uint64_t number =
+      1 + std::atomic_ref(memory_->header.begun).fetch_add(1, std::memory_order_relaxed);
   Record& slot = record(number);
   std::atomic_ref(slot.number).store(0, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_release);

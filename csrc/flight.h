@@ -1,9 +1,9 @@
 // The flight recorder: the last operations of this process, in memory that others can read at any
 // time through /proc/PID/fd, also while the process hangs or is stopped.
 //
-// Memory-ordering rules. Only the holder of the interpreter lock writes. A record's number is 0
-// while it is filled, and published last (release); a reader takes a copy between two equal
-// readings of it (acquire). A text never changes once a record refers to it.
+// Memory-ordering rules. A record is begun and ended by any one thread. Its number is 0 while it is
+// filled, and published last (release); a reader takes a copy between two equal readings of it
+// (acquire). Texts are added by the holder of the interpreter lock, and never change.
 #pragma once
 
 #include <chrono>
@@ -102,7 +102,7 @@ class Recorder {
 // The entries of one communicator. Its collectives come one after the other.
 class Flight {
  public:
-  explicit Flight(Group group) : group_(group) {}
+  Flight(uint32_t world, uint32_t number, uint32_t first) : group_{world, number, first} {}
 
   // One that did not end is taken over: the long way goes on where the quick one could not.
   void collective(const Call& call, uint64_t now_ns) {

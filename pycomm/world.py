@@ -27,6 +27,7 @@ class World:
     def __init__(self, wire: Any, config: Config, timeout: float):
         self.wire = wire
         self.number = next(_numbers)
+        """Tells the worlds of a process apart, in the order in which they were made."""
         self.mailbox = Mailbox(wire)
         self.config = config
         self.timeout = timeout

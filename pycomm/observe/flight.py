@@ -58,10 +58,11 @@ def note_flight(error: BaseException) -> None:
 
     At a timeout, those of neighbours, too, which may be stuck and never write their own.
     """
-    if isinstance(error, _WRITTEN_ON) and (file := write(error)):
+    said = f"\nwhat this rank did last is in {_file}"
+    if isinstance(error, _WRITTEN_ON) and said not in str(error) and (file := write(error)):
         if isinstance(error, CommTimeoutError):
             _write_neighbours(file.parent)
-        error.args = (f"{error}\nwhat this rank did last is in {file}", *error.args[1:])
+        error.args = (f"{error}{said}", *error.args[1:])
 
 
 def write(error: BaseException) -> Path | None:

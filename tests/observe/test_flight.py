@@ -242,6 +242,19 @@ def test_a_mismatch_leaves_the_flight_of_every_rank(tmp_path, shared):
 
 
 @pytest.mark.mpirun
+def test_an_operation_of_several_parts_says_it_once(tmp_path):
+    program = """
+        try:
+            comm.scatter(np.zeros((2, 3)), root=comm.rank)
+        except pycomm.MismatchError as error:
+            assert str(error).count("what this rank did last") == 1, error
+            raise
+    """
+    result, _ = run(2, program, env={"PYCOMM_FLIGHT": str(tmp_path)})
+    assert "MismatchError: rank" in result.stderr and "AssertionError" not in result.stderr
+
+
+@pytest.mark.mpirun
 @pytest.mark.parametrize("how", ["time.sleep(30)", "os.kill(os.getpid(), 19)"])
 def test_a_timeout_leaves_also_the_flight_of_the_rank_that_is_late(tmp_path, how):
     program = f"""
