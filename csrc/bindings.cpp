@@ -1,6 +1,9 @@
 // The extension pycomm._native: checks arguments, then hands plain pointers on.
-#include "bindings.h"
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "bindings.h"
+#include "digest.h"
 #include "exit.h"
 #include "shm/slab.h"
 
@@ -39,6 +42,13 @@ PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(g
 
 void bind_kernels(nb::module_& m) {
   m.def("address", &address, "array"_a);
+  m.def(
+      "digest",
+      [](uintptr_t data, size_t bytes) {
+        nb::gil_scoped_release release;
+        return digest(at<const char>(data), bytes);
+      },
+      "address"_a, "nbytes"_a, "64 bits that differ for different memory.");
   m.def("level", &cpu::level, "The instruction level in use: plain, avx2 or avx512.");
   m.def("use_level", &cpu::use_level, "name"_a, "Use another instruction level; for tests.");
   m.def("widen",
@@ -91,8 +101,18 @@ NB_MODULE(_native, m) {
   bind_waits(m);
   bind_mailbox(m);
   bind_port(m);
+  bind_flight(m);
   bind_board(m);
   bind_exchange(m);
+  m.def(
+      "signal_main_thread",
+      [](int pid, int signal) {
+        if (syscall(SYS_tgkill, pid, pid, signal) == 0) return;
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw nb::python_error();
+      },
+      "pid"_a, "signal"_a,
+      "Signal a process by its main thread alone: a handler on another would see its frames move.");
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
   m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {

@@ -2,14 +2,17 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "cpu/reduce.h"
+#include "flight.h"
 #include "shm/board.h"
 
 namespace pycomm {
@@ -28,11 +31,21 @@ void bind_port(nb::module_&);
 
 extern bool in_forked_child;
 
+void bind_flight(nb::module_&);
+
+// File and line of the innermost Python frame outside the package; nothing if there is none.
+flight::Text call_site();
+void bind_flight(nb::module_&);
+
+// File and line of the innermost Python frame outside the package; nothing if there is none.
+flight::Text call_site();
+
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.
 class GilIdle : public shm::Idle {
  public:
   ~GilIdle() override { resume(); }
+  bool has_lock() const { return !saved_; }
   void park() override {
     if (!saved_) saved_ = PyEval_SaveThread();
   }

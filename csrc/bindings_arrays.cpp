@@ -1,5 +1,7 @@
 #include "bindings_arrays.h"
 
+#include "bindings_recorded.h"
+
 namespace pycomm {
 namespace {
 
@@ -144,8 +146,7 @@ void bind_arrays(nb::module_& m) {
   known.is_contiguous = PyUnicode_InternFromString("is_contiguous");
   known.is_cpu = PyUnicode_InternFromString("is_cpu");
   known.requires_grad = PyUnicode_InternFromString("requires_grad");
-  const char* names[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
-  for (int code = 0; code < 8; code++) known.ops[code] = PyUnicode_InternFromString(names[code]);
+  for (int code = 0; code < 8; code++) known.ops[code] = PyUnicode_InternFromString(kOpNames[code]);
   m.def("know_tensors", &know_tensors, "tensor"_a, "dtypes"_a,
         "Tell the quick way of torch: the Tensor type, and its dtypes (or None) by code.");
 }

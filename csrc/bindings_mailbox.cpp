@@ -56,12 +56,14 @@ void bind_handles(nb::module_& m) {
             return complete(s);
           },
           "Make progress and say whether the memory may be reused.")
+      .def_ro("record", &Send::record, "Its number in the flight recorder, if it goes on there.")
       .def("settle", &Send::settle, nb::call_guard<nb::gil_scoped_release>(),
            "If the receiver has not come, copy a large message into a slot.");
   nb::class_<Receive>(m, "Receive")
       .def("test", &complete<Receive>, "Say whether the data are there.")
       .def_prop_ro("done", [](Receive& r) { return r.done && !r.error; })
       .def_prop_ro("matched", [](Receive& r) { return r.matched.load(); })
+      .def_ro("record", &Receive::record)
       .def_ro("disagrees", &Receive::disagrees, "Whether `out` was not as the message.")
       .def_ro("elsewhere", &Receive::elsewhere)
       .def_prop_ro("source", [](Receive& r) { return r.envelope.source; })

@@ -5,9 +5,8 @@
 // wrong. A message that takes longer is returned as a handle, to be waited for in Python.
 #include <nanobind/stl/shared_ptr.h>
 
-#include <chrono>
-
 #include "bindings_arrays.h"
+#include "bindings_recorded.h"
 #include "shm/mailbox.h"
 
 namespace pycomm {
@@ -25,29 +24,41 @@ struct Port {
   int rank;
   std::vector<int> mates;  // by rank; negative: on another host
   int spins;
+  flight::Flight* flight;
   bool open = true;
   uint64_t bytes = 0, busy_ns = 0, waited_ns = 0;
 };
 
-uint64_t now_ns() {
-  return uint64_t(std::chrono::steady_clock::now().time_since_epoch() /
-                  std::chrono::nanoseconds(1));
-}
-
-// Counts the time of a call, and how much of it was waiting.
+// Counts the time of a call and how much of it was waiting, and records the call.
 class Timed {
  public:
-  explicit Timed(Port& port) : port_(port), start_(now_ns()) {}
+  Timed(Port& port, const Recorded& call)
+      : port_(port), start_(flight::now_ns()), number_(port.flight->message(call.call(), start_)) {}
   ~Timed() {
-    port_.busy_ns += now_ns() - start_;
-    port_.waited_ns += waited_;
+    const uint64_t end = flight::now_ns();
+    port_.busy_ns += end - start_;
+    if (!goes_on_)
+      flight::Recorder::instance().end(number_, flight::State::done, end, received_.bytes,
+                                       received_.dtype);
   }
-  void waited() { waited_ = now_ns() - start_; }
-  bool has_waited() const { return waited_ > 0; }
+  void waited() {
+    if (!waited_) port_.waited_ns += waited_ = flight::now_ns() - start_;
+  }
+  void received(const Envelope& e) {
+    received_ = Recorded{Recorded::kReceive, e.bytes, e.dtype}.call();
+  }
+  // Returns the record of a call that goes on in Python, which is to end it.
+  uint64_t goes_on() {
+    goes_on_ = true;
+    flight::Recorder::instance().came_from(number_, call_site());
+    return number_;
+  }
 
  private:
   Port& port_;
-  uint64_t start_, waited_ = 0;
+  uint64_t start_, number_, waited_ = 0;
+  bool goes_on_ = false;
+  flight::Call received_;
 };
 
 // Tries `step` for a while, at first with the interpreter lock; whether it came to succeed.
@@ -98,7 +109,7 @@ nb::object send(Port& port, nb::handle x, nb::handle dst, nb::handle tag) {
   if (!usable(port) || !rank_of(dst, port, rank) || !tag_of(tag, number) ||
       !shaped_array_of(x, false, array))
     return nb::bool_(false);
-  Timed timed(port);
+  Timed timed(port, {Recorded::kSend, array.bytes, array.dtype, -1, rank, number});
   const int mate = port.mates[rank];
   const Envelope envelope = envelope_of(port, array, number);
   port.bytes += array.bytes;
@@ -112,7 +123,31 @@ nb::object send(Port& port, nb::handle x, nb::handle dst, nb::handle tag) {
   };
   if (!shortly(port.spins, idle, step)) sent->settle();
   timed.waited();
-  return sent->done && !sent->error ? nb::bool_(true) : (idle.resume(), nb::cast(sent));
+  idle.resume();
+  if (sent->done && !sent->error) return nb::bool_(true);
+  sent->record = timed.goes_on();
+  return nb::cast(sent);
+}
+
+std::shared_ptr<Receive> new_receive(const Port& port, int source, int64_t tag, bool keep) {
+  auto receive = std::make_shared<Receive>();
+  receive->context = port.context, receive->source = source, receive->tag = tag;
+  receive->may_keep = keep;
+  return receive;
+}
+
+void wait_shortly(Port& port, const std::shared_ptr<Receive>& receive, int mate, Timed& timed) {
+  GilIdle idle;
+  port.mailbox->receive(receive);
+  shortly(port.spins, idle, [&] {
+    port.mailbox->progress(mate);
+    if (receive->block) {
+      timed.waited();
+      idle.park();
+    }
+    return receive->done.load(std::memory_order_acquire);
+  });
+  timed.waited();
 }
 
 // Returns whether the message is in `out`, or the Receive if that takes longer or there is no
@@ -121,33 +156,26 @@ nb::object recv(Port& port, nb::handle src, nb::handle tag, nb::handle out, bool
   Array array;
   int rank;
   int64_t number;
+  const bool has_out = !out.is_none();
   if (!usable(port) || !rank_of(src, port, rank) || !tag_of(tag, number) ||
-      (!out.is_none() && !shaped_array_of(out, true, array)))
+      (has_out && !shaped_array_of(out, true, array)))
     return nb::bool_(false);
-  Timed timed(port);
+  Timed timed(port, {Recorded::kReceive, has_out ? array.bytes : 0, has_out ? array.dtype : -1, -1,
+                     rank, number});
+  auto receive = new_receive(port, rank, number, keep);
+  if (has_out) {
+    receive->wanted = envelope_of(port, array, number);
+    receive->out = array.data;
+  }
   const int mate = port.mates[rank];
-  auto received = std::make_shared<Receive>();
-  received->context = port.context, received->source = rank, received->tag = number;
-  received->may_keep = keep;
-  if (!out.is_none()) {
-    received->wanted = envelope_of(port, array, number);
-    received->out = array.data;
-  }
-  if (!port.mailbox->receive_now(mate, *received)) {
-    GilIdle idle;
-    port.mailbox->receive(received);
-    shortly(port.spins, idle, [&] {
-      port.mailbox->progress(mate);
-      if (received->block && !timed.has_waited()) {
-        timed.waited();
-        idle.park();
-      }
-      return received->done.load(std::memory_order_acquire);
-    });
-    if (!timed.has_waited()) timed.waited();
-  }
-  const bool simple = received->done && received->out && !received->disagrees && !received->error;
-  return simple ? nb::bool_(true) : nb::cast(received);
+  if (!port.mailbox->receive_now(mate, *receive)) wait_shortly(port, receive, mate, timed);
+  const bool good = receive->done && !receive->disagrees && !receive->error;
+  if (good && has_out) return nb::bool_(true);
+  if (good)
+    timed.received(receive->envelope);
+  else
+    receive->record = timed.goes_on();
+  return nb::cast(receive);
 }
 
 }  // namespace
@@ -157,10 +185,12 @@ void bind_port(nb::module_& m) {
       .def(
           "__init__",
           [](Port* self, Mailbox& mailbox, uint32_t context, int rank, std::vector<int> mates,
-             bool crowded) {
-            new (self) Port{&mailbox, context, rank, std::move(mates), crowded ? 20 : 2000};
+             bool crowded, flight::Flight& flight) {
+            const int spins = crowded ? 20 : 2000;
+            new (self) Port{&mailbox, context, rank, std::move(mates), spins, &flight};
           },
-          "mailbox"_a, "context"_a, "rank"_a, "mates"_a, "crowded"_a, nb::keep_alive<1, 2>())
+          "mailbox"_a, "context"_a, "rank"_a, "mates"_a, "crowded"_a, "flight"_a,
+          nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>())
       .def_rw("open", &Port::open, "Whether `send` and `recv` may be used now.")
       .def("send", &send, "x"_a, "dst"_a, "tag"_a)
       .def("recv", &recv, "src"_a, "tag"_a, "out"_a.none(), "keep"_a)

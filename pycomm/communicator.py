@@ -48,20 +48,22 @@ class Communicator(Collectives, Messages):
         self._context = context
         self._local: Communicator | None = None
         self._stats = Stats()
+        self._flight = _native.Flight(world.number, context, self._ranks[0])
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
+            world, links.transport, CpuKernels(), self._stats, self._flight, f"pycomm-{context}"
         )
         first = world.neighbours is None
         self._quick: Any = NeverQuick()
         links.share_memory(self.all_gather_object)
         self._collectives.transport = links.transport
-        self._port = links.port(context)
+        self._port = links.port(context, self._flight)
         self._collectives.when_failed = self._stop_quick_messages
         if first:
             world.tune(self.broadcast_object)
         self._quick = self._quick_calls()
+        links.record(self._flight)
         guard.watch(self)
 
     @classmethod
@@ -313,6 +315,11 @@ class Communicator(Collectives, Messages):
     def timeout(self) -> float:
         """Seconds that an operation may go without progress."""
         return self._world.timeout
+
+    @property
+    def config(self) -> Config:
+        """The settings of the environment, as they were when the job was joined."""
+        return self._world.config
 
     def __repr__(self) -> str:
         return f"<Communicator: rank {self.rank} of {self.size}>"

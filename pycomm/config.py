@@ -32,6 +32,12 @@ class Config:
     )
     tuning: str = _option("", "The file of measured costs, instead of the one in ~/.cache/pycomm.")
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
+    checksums: int = _option(
+        0, "Data parallel: compare the replicas' parameters every so many steps; 0 does not."
+    )
+    flight: str = _option(
+        "", "A folder for what each rank did last, written on errors; else in the temporary one."
+    )
     trace: str = _option("", "A folder to write each rank's Perfetto trace to, at exit.")
 
     @classmethod

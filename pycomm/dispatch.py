@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
 from pycomm.arrays import NOTHING, View, unpack, view
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
-from pycomm.guard import call_site, describe, fingerprint, guard
+from pycomm.guard import ROOTED, call_site, describe, fingerprint, guard
 from pycomm.kernels.base import Kernels
+from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
@@ -46,12 +48,19 @@ class Dispatcher:
     """
 
     def __init__(
-        self, world: World, transport: Transport, kernels: Kernels, stats: Stats, name: str
+        self,
+        world: World,
+        transport: Transport,
+        kernels: Kernels,
+        stats: Stats,
+        flight: _native.Flight,
+        name: str,
     ):
         self.transport = transport
         self._world = world
         self._kernels = kernels
         self._stats = stats
+        self._flight = flight
         self._engine = Engine(name, self._asynchronous)
         self.closed = False
         self._failure: BaseException | None = None
@@ -141,7 +150,9 @@ class Dispatcher:
             neighbours.waits.asynchronous(more)
 
     def _fail(self, error: BaseException) -> BaseException:
-        """Let all later calls raise, because of `error`."""
+        """Let all later calls raise, because of `error`; it says where this rank's flight is."""
+        self._flight.end(False)
+        note_flight(error)
         self._failure = error
         self._allow_quick(False)
         self.when_failed()
@@ -173,6 +184,7 @@ class Dispatcher:
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace
+        self._record(job, algorithm.name, site)
         try:
             with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
                 self._open(job, algorithm)
@@ -183,9 +195,15 @@ class Dispatcher:
         except BaseException as error:
             self._fail(error)
             raise
+        self._flight.end(True)
         self._stats.operations += 1
         self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
         return returned(job.output, out)
+
+    def _record(self, job: Job, algorithm: str, site: str | None) -> None:
+        op = job.op.name if "reduce" in job.kind else ""
+        root = job.root if job.kind in ROOTED else None
+        self._flight.collective(job.kind, op, job.dtype.name, job.nbytes, root, algorithm, site)
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:
         """Compare the calls before any memory changes; fused collectives do so themselves."""

@@ -21,6 +21,10 @@ class MismatchError(CommError):
     """Ranks of one communicator called different operations; raised on every one of them."""
 
 
+class DivergedError(MismatchError):
+    """Replicas of a model that must be equal are not; raised on every rank that holds one."""
+
+
 class CommTimeoutError(CommError, TimeoutError):
     """A communicator made no progress for its timeout."""
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pycomm import _native
 from pycomm.errors import CommError, CommTimeoutError, DepartedError
+from pycomm.observe import flight
 from pycomm.transport.job import Job
 from pycomm.types import OPS, ReduceOp
 
@@ -121,7 +122,9 @@ class Guard:
         if world is None or world.size == 1 or hasattr(sys, "ps1"):
             return
         who, what = f"rank {world.rank} of {world.size}", kind.__name__
-        _logger.error("%s raised %s: the job ends", who, what)
+        file = flight.write(error)
+        did = f"; what it did last is in {file}" if file else ""
+        _logger.error("%s raised %s: the job ends%s", who, what, did)
         sys.stderr.flush()
         if isinstance(error, DepartedError):
             time.sleep(1.0)  # who left may have failed: then its exit status is to be the job's

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pycomm import _native
 from pycomm.neighbours import Neighbours, Peers
+from pycomm.observe import flight
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport, counterparts
 from pycomm.transport.shm import Exchange, SharedMemory
@@ -45,6 +46,8 @@ class Links:
             world.mailbox.connect(exchange, mates, direct)
             if world.neighbours.machines(range(world.wire.size)) > 1:
                 world.wire.abort_on_failure()
+            known, size = world.neighbours, len(self._processes)
+            flight.describe(rank, size, known.job, known.pids(), world.config.flight)
         self._messages.hosts = world.neighbours.machines(self._processes)
         hosts = [world.neighbours.hosts[process] for process in self._processes]
         everyone = range(len(hosts))
@@ -57,13 +60,18 @@ class Links:
             self.shared = self._connect(world.neighbours, levels[0], local, exchange)
             self._messages.local = self.shared or local
 
-    def port(self, context: int) -> _native.Port:
+    def record(self, flight: _native.Flight) -> None:
+        """Have the flight recorder note the quick calls, too."""
+        if self.memory:
+            self.memory.quick.record(flight)
+
+    def port(self, context: int, flight: _native.Flight) -> _native.Port:
         """Return the short way of messages to the ranks on this host."""
         mailbox, known = self._world.mailbox, self._world.neighbours
         mates = [mailbox.mates.get(process, -1) for process in self._processes]
         rank = self._processes.index(self._world.wire.rank)
         crowded = known is not None and known.crowded()
-        return _native.Port(mailbox.memory, context, rank, mates, crowded)
+        return _native.Port(mailbox.memory, context, rank, mates, crowded, flight)
 
     def leave(self) -> None:
         """Tell the ranks on this host that this one takes no part any more."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from pycomm._native import Flight
 from pycomm.arrays import is_tensor, view
 from pycomm.dispatch import Dispatcher, returned
+from pycomm.errors import CommError, CommTimeoutError
 from pycomm.links import Links
+from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank
 from pycomm.transport.mailbox import ANY, Received, Sent, SentByWire, new_array
@@ -24,6 +28,7 @@ class Messages:
     _ranks: tuple[int, ...]
     _context: int
     _stats: Stats
+    _flight: Flight
     _links: Links
     _collectives: Dispatcher
     _port: Any
@@ -41,7 +46,8 @@ class Messages:
             if sent is False:
                 self.isend(x, dst, tag).wait()
             else:
-                self._sent(self._world.mailbox.sent(sent, view(x)), dst, tag).wait()
+                request = self._world.mailbox.sent(sent, view(x))
+                self._sent(request, sent.record, dst, tag).wait()
 
     def recv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Any:
         """Receive an array from rank `src`, or from anyone (`pycomm.ANY`).
@@ -70,50 +76,68 @@ class Messages:
                 return self.irecv(src, tag, out, copy=copy).wait()
             target = None if out is None else view(out, result=True)
             request = self._world.mailbox.received(received, target)
-            return self._received(request, src, tag, out).wait()
+            return self._received(request, received.record, src, tag, out).wait()
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
         self._collectives.check()
         peer, source = self._ranks[checked_rank(dst, "dst", self.rank, self.size)], view(x)
         self._stats.bytes_sent += source.nbytes
+        record = self._flight.message("send", source.dtype.name, source.nbytes, dst, tag)
         mailbox = self._world.mailbox
         sent = mailbox.send(source, is_tensor(x), self._context, self.rank, tag, peer)
-        return self._sent(sent, dst, tag)
+        return self._sent(sent, record, dst, tag)
 
     def irecv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Work:
         """Start to receive, in any order of posting; the Work's result is the array."""
         self._collectives.check()
         peer = src if src == ANY else checked_rank(src, "src", self.rank, self.size)
         target = None if out is None else view(out, result=True)
+        expected = (target.dtype.name, target.nbytes) if target else ("", 0)
+        record = self._flight.message("recv", *expected, src, tag)
         received = self._world.mailbox.receive(self._context, peer, tag, target, not copy)
-        return self._received(received, src, tag, out)
+        return self._received(received, record, src, tag, out)
 
-    def _sent(self, sent: Sent | SentByWire, dst: int, tag: int) -> Work:
+    def _sent(self, sent: Sent | SentByWire, record: int, dst: int, tag: int) -> Work:
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
+        wait = self._waiter(record, dst, what, lambda: True)
 
         def until(ready: Callable[[], bool], timeout: float | None) -> None:
             sent.settle()
-            self._wait(ready, dst, what, timeout, lambda: True)
+            wait(ready, timeout)
 
-        return Transfer(sent.test, until, lambda: None)
+        return Transfer(sent.test, until, partial(Flight.end_message, record, True))
 
-    def _received(self, received: Received, src: int, tag: int, out: Any) -> Work:
+    def _received(self, received: Received, record: int, src: int, tag: int, out: Any) -> Work:
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
 
-        def until(ready: Callable[[], bool], timeout: float | None) -> None:
-            self._wait(ready, src, what, timeout, received.unmatched)
+        def finish() -> Any:
+            try:
+                data = received.result()
+            except CommError as error:
+                Flight.end_message(record, False)
+                note_flight(error)
+                raise
+            Flight.end_message(record, True, data.dtype.name, data.nbytes)
+            return returned(data, out)
 
-        return Transfer(received.test, until, lambda: returned(received.result(), out))
+        wait = self._waiter(record, src, what, received.unmatched)
+        return Transfer(received.test, wait, finish)
 
-    def _wait(
-        self,
-        ready: Callable[[], bool],
-        peer: int,
-        what: str,
-        timeout: float | None,
-        only_peer: Callable[[], bool],
-    ) -> None:
+    def _waiter(
+        self, record: int, peer: int, what: str, only_peer: Callable[[], bool]
+    ) -> Callable[[Callable[[], bool], float | None], None]:
         doze = self._world.mailbox.doze
-        self._links.patience.until(ready, peer, what, timeout, only_peer, doze)
+
+        def until(ready: Callable[[], bool], timeout: float | None) -> None:
+            try:
+                self._links.patience.until(ready, peer, what, timeout, only_peer, doze)
+            except CommError as error:
+                goes_on = timeout is not None and isinstance(error, CommTimeoutError)
+                if not goes_on:
+                    Flight.end_message(record, False)
+                    note_flight(error)
+                raise
+
+        return until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
@@ -17,6 +18,7 @@ class Neighbours:
     """What the processes of a job know of each other, by their number on the wire.
 
     Attributes:
+        job: its name: start, host and system number of its first process.
         hosts: equal for two processes that can share memory.
         waits: the table of who waits for whom on this host; None if memory cannot be shared.
     """
@@ -25,9 +27,11 @@ class Neighbours:
         """Meet all processes of the job; collective."""
         name, boot, space = host_identity()
         host = (name, boot, space if shared_memory else process)
-        rows = exchange((host, os.getpid(), stacks.write_on_signal()))
+        now = time.strftime("%Y%m%d-%H%M%S")
+        rows = exchange((host, os.getpid(), stacks.write_on_signal(), now))
         self.hosts = [row[0] for row in rows]
-        self._where = [row[1:] for row in rows]
+        self._where = [row[1:3] for row in rows]
+        self.job = f"{rows[0][3]}-{self.hosts[0][0]}-{rows[0][1]}"
         self.process = process
         self.waits = self._meet(exchange)
 
@@ -39,6 +43,11 @@ class Neighbours:
             exchange,
             first if first != self.process else None,
         )
+
+    def pids(self) -> dict[int, int]:
+        """Return the system's numbers of the other processes on this host, by their own."""
+        others = filter(self.on_this_host, range(len(self.hosts)))
+        return {other: self._where[other][0] for other in others if other != self.process}
 
     def on_this_host(self, process: int) -> bool:
         """Say whether a process runs on the host of this one."""

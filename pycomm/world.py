@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pycomm.tuning import Tuning, Wish
 
 _logger = logging.getLogger("pycomm")
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+_numbers = itertools.count()
 
 
 class World:
@@ -28,6 +30,8 @@ class World:
 
     def __init__(self, wire: Any, config: Config, timeout: float):
         self.wire = wire
+        self.number = next(_numbers)
+        """Tells the worlds of a process apart, in the order in which they were made."""
         self.mailbox = Mailbox(wire)
         self.config = config
         self.timeout = timeout

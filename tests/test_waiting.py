@@ -47,7 +47,8 @@ def test_ranks_that_make_different_calls_are_all_told_both_sides(first, others, 
     lines = result.stdout.splitlines()
     assert len(lines) == 3
     for line in lines:
-        parts = line.split("|")
+        *parts, flight = line.split("|")
+        assert flight.startswith("what this rank did last is in ")
         kinds = [call.split("comm.")[1].split("(")[0] for call in (first, others, others)]
         assert [part.split("(")[0] for part in parts[1:]] == [
             f"  rank {rank}: {kind}" for rank, kind in enumerate(kinds)

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "flight.h"
 #include "shm/counter.h"
 #include "shm/failure.h"
 #include "shm/segment.h"
@@ -80,6 +81,7 @@ class Board {
   };
   Count& counted(size_t kind) { return counts_[kind]; }
   bool quick = true;
+  flight::Flight* flight = nullptr;  // where they are recorded
 
   // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
   // waits for all, and throws Mismatch if fingerprints differ. After a Failure it throws that

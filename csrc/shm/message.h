@@ -48,6 +48,7 @@ struct Send {
   std::exception_ptr error;
   std::atomic_flag busy;
   std::atomic<bool> done = false;
+  uint64_t record = 0;  // in the flight recorder, where Python is to end it
 
   // Makes progress; says whether the memory may be reused.
   bool advance();
@@ -79,6 +80,7 @@ struct Receive {
   std::exception_ptr error;
   std::atomic_flag busy;
   std::atomic<bool> matched = false, done = false;
+  uint64_t record = 0;
 
   bool matches(const Envelope& e) const {
     return e.context == context && e.tag == tag && (source == kAnyone || source == e.source);

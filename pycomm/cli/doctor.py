@@ -6,6 +6,7 @@ import click
 
 from pycomm.cli.advice import advice
 from pycomm.cli.facts import gather
+from pycomm.cli.flight import flight_options
 from pycomm.cli.report import report
 from pycomm.cli.tune import tune as measure_and_keep
 from pycomm.errors import CommError
@@ -13,6 +14,7 @@ from pycomm.startup import init
 
 
 @click.command()
+@flight_options
 @click.option("--tune", is_flag=True, help="Measure what messages cost here, and keep that.")
 def doctor(tune: bool) -> None:
     """Say what pycomm runs on here, what is wrong with it, and what to do.

@@ -9,6 +9,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+from pycomm import _native
+
 SIGNAL = signal.SIGRTMIN + 9
 """Makes a process write its stacks; the handler is faulthandler's and needs no interpreter."""
 
@@ -37,7 +39,7 @@ def look_at(pid: int, descriptor: int) -> str:
     file = Path(f"/proc/{pid}/fd/{descriptor}")
     try:
         before = file.stat().st_size
-        os.kill(pid, SIGNAL)
+        _native.signal_main_thread(pid, SIGNAL)
         text = _grown(file, before)
     except OSError as error:
         return f"process {pid} is {state}; its stacks cannot be read: {error}"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pycomm.parallel.bucket import GradientBuckets
+from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class DataParallel(nn.Module):
         comm: the ranks.
         bucket_bytes: gradients are reduced in buckets of at most this size.
         algorithm: of all_reduce; None lets pycomm choose.
+        checksums: every so many backward passes, first compare the parameters of all ranks
+            (`backward` raises DivergedError if they differ); 0 does not, None is
+            PYCOMM_CHECKSUMS, or 0.
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
@@ -50,6 +54,7 @@ class DataParallel(nn.Module):
         comm: Communicator,
         bucket_bytes: int = 25 << 20,
         algorithm: str | None = None,
+        checksums: int | None = None,
     ):
         super().__init__()
         check_same_model(module, comm)
@@ -62,6 +67,8 @@ class DataParallel(nn.Module):
             algorithm=algorithm,
         )
         copy_from_rank_0(module, comm)
+        self._checksums = Checksums(module, comm, checksums)
+        self._steps = 0
         self._synchronize = True
         self._backward = -1
         self._hook()
@@ -96,4 +103,9 @@ class DataParallel(nn.Module):
         if self._synchronize and current != self._backward:
             self._backward = current
             engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._buckets.reduce)
+            engine.queue_callback(self._finish_backward)
+
+    def _finish_backward(self) -> None:
+        self._checksums.after(self._steps)  # before the optimizer makes another one
+        self._steps += 1
+        self._buckets.reduce()

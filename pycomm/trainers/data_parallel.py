@@ -11,6 +11,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.bucket import GradientBuckets
+from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
@@ -46,6 +47,8 @@ class DataParallelTrainer(Trainer):
         clip_norm: the largest norm of the whole gradient; None does not clip.
         weight: targets → what a share counts for, ≥ 0; by default its number of samples.
         algorithm: of all_reduce; None lets pycomm choose.
+        checksums: after every so many updates, compare the parameters of all ranks (`step` and
+            `fit` raise DivergedError if they differ); 0 does not, None is PYCOMM_CHECKSUMS, or 0.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -63,6 +66,7 @@ class DataParallelTrainer(Trainer):
         clip_norm: float | None = None,
         weight: Weight | None = None,
         algorithm: str | None = None,
+        checksums: int | None = None,
     ):
         check_same_model(module, comm)
         copy_from_rank_0(module, comm)
@@ -82,12 +86,18 @@ class DataParallelTrainer(Trainer):
             op="sum",
             algorithm=algorithm,
         )
+        self._checksums = Checksums(module, comm, checksums)
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
 
     def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
         """Return this rank's share of a global batch: its contiguous slice of `indices`."""
         return batches.fetch(dataset, batches.share(indices, self.comm.rank, self.comm.size))
+
+    def update(self, loss: float) -> None:
+        """Update the parameters as any trainer does; then compare them, if it is time."""
+        super().update(loss)
+        self._checksums.after(self.progress.step)
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         weight = self._share_weight(inputs, targets)

@@ -140,8 +140,8 @@ def test_counts_that_disagree_name_the_pair_on_every_rank(comm, wrong, async_op)
     receive = [1] * comm.size
     receive[0] += wrong == "counts" and comm.rank == comm.size - 1
     told = {
-        "counts": f"rank 0 sends 1 rows to rank {comm.size - 1}, which expects 2$",
-        "out": f"rank 0 gets {comm.size} rows, but its out= has {comm.size + 1}$",
+        "counts": f"rank 0 sends 1 rows to rank {comm.size - 1}, which expects 2\n",
+        "out": f"rank 0 gets {comm.size} rows, but its out= has {comm.size + 1}\n",
     }[wrong]
 
     def call():
