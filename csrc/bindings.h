@@ -20,6 +20,7 @@ using namespace nb::literals;
 void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
+void bind_arrays(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
 
@@ -27,21 +28,23 @@ void bind_exchange(nb::module_&);
 // for signals such as Ctrl-C now and then.
 class GilIdle : public shm::Idle {
  public:
-  ~GilIdle() override {
-    if (saved_) PyEval_RestoreThread(saved_);
-  }
+  ~GilIdle() override { resume(); }
   void park() override {
     if (!saved_) saved_ = PyEval_SaveThread();
   }
   void poll() override {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    resume();
     if (PyErr_CheckSignals()) throw nb::python_error();
     park();
   }
   void late(int rank, int peer, double waited_s) override {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    resume();
     on_late(rank, peer, waited_s);
     park();
+  }
+  // Takes the lock back, if it was given up.
+  void resume() {
+    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
   }
   static inline nb::callable& on_late = *new nb::callable;  // (rank, peer, seconds); never freed
 

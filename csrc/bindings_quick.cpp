@@ -5,126 +5,20 @@
 // the call, or says what is the matter. Both ways make the same fingerprint.
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 
-#include "bindings.h"
+#include "bindings_arrays.h"
 #include "fingerprint.h"
 #include "shm/direct.h"
+#include "shm/exchange.h"
 
 namespace pycomm {
 namespace {
 
 using shm::Board;
 
-struct Array {
-  char* data;
-  size_t bytes;
-  int dtype;
-  size_t count() const { return bytes / cpu::item_bytes(dtype); }
-};
-
-// The Python types that are known, and what was interned for them. Never freed.
-struct Known {
-  PyObject* ndarray = nullptr;
-  PyObject* tensor = nullptr;
-  std::vector<PyObject*> tensor_dtypes;  // by code; null where torch has none
-  PyObject* ops[9] = {};                 // interned names, by code
-  PyObject *data_ptr, *numel, *dtype, *is_contiguous, *is_cpu, *requires_grad;
-};
-Known known;
 bool in_forked_child = false;
-
-// Typestrings of the buffer protocol by dtype code; NumPy calls int64 'l' and long long 'q'.
-int dtype_of(const char* format) {
-  if (format[0] == 'Z') return format[1] == 'f' ? 15 : format[1] == 'd' ? 16 : -1;
-  if (format[1] != 0) return -1;
-  switch (format[0]) {
-    case '?':
-      return 0;
-    case 'b':
-      return 1;
-    case 'h':
-      return 2;
-    case 'i':
-      return 3;
-    case 'l':
-    case 'q':
-      return 4;
-    case 'B':
-      return 5;
-    case 'H':
-      return 6;
-    case 'I':
-      return 7;
-    case 'L':
-    case 'Q':
-      return 8;
-    case 'e':
-      return 9;
-    case 'f':
-      return 11;
-    case 'd':
-      return 12;
-    default:
-      return -1;
-  }
-}
-
-bool numpy_array(PyObject* x, bool result, Array& array) {
-  Py_buffer buffer;
-  const int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (result ? PyBUF_WRITABLE : 0);
-  if (PyObject_GetBuffer(x, &buffer, flags) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  array = {static_cast<char*>(buffer.buf), size_t(buffer.len), dtype_of(buffer.format)};
-  PyBuffer_Release(&buffer);
-  return array.dtype >= 0;
-}
-
-PyObject* call(PyObject* x, PyObject* method) {
-  return PyObject_VectorcallMethod(method, &x, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
-}
-
-// Whether a Python expression is true; an error counts as false.
-bool holds(PyObject* owned) {
-  Py_XDECREF(owned);
-  return owned == Py_True;
-}
-
-bool torch_tensor(PyObject* x, bool result, Array& array) {
-  if (!holds(PyObject_GetAttr(x, known.is_cpu)) || !holds(call(x, known.is_contiguous)))
-    return false;
-  if (result && holds(PyObject_GetAttr(x, known.requires_grad))) return false;
-  nb::object dtype = nb::steal(PyObject_GetAttr(x, known.dtype));
-  for (size_t code = 0; code < known.tensor_dtypes.size(); code++)
-    if (known.tensor_dtypes[code] == dtype.ptr()) {
-      nb::object address = nb::steal(call(x, known.data_ptr)),
-                 count = nb::steal(call(x, known.numel));
-      if (!address.is_valid() || !count.is_valid()) return false;
-      array.data = static_cast<char*>(PyLong_AsVoidPtr(address.ptr()));
-      array.dtype = int(code);
-      array.bytes = PyLong_AsSize_t(count.ptr()) * cpu::item_bytes(array.dtype);
-      return true;
-    }
-  return false;
-}
-
-bool array_of(nb::handle x, bool result, Array& array) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(x.ptr()));
-  bool found = type == known.ndarray  ? numpy_array(x.ptr(), result, array)
-               : type == known.tensor ? torch_tensor(x.ptr(), result, array)
-                                      : false;
-  if (!found) PyErr_Clear();
-  return found;
-}
-
-// The code of a built-in operation, if it exists on the dtype; -1 otherwise.
-int op_of(nb::handle op, int dtype) {
-  for (int code = 0; code < 8; code++)
-    if (op.ptr() == known.ops[code]) return cpu::loops({dtype, code}).widen ? code : -1;
-  return -1;
-}
 
 // Runs a collective and counts it. A failure is kept by the board, and the long way finds it there.
 template <class Run>
@@ -166,14 +60,20 @@ bool quick_all_reduce(Board& board, nb::handle x, nb::handle op) {
   });
 }
 
+// The code of a root, or −1.
+int root_of(nb::handle root, const Board& board) {
+  const long r = PyLong_Check(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
+  if (r == -1) PyErr_Clear();
+  return r < board.size() ? int(std::max(r, -1L)) : -1;
+}
+
 bool quick_broadcast(Board& board, nb::handle x, nb::handle root) {
   Array a;
-  const long r = PyLong_Check(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
-  if (!usable(board) || r < 0 || r >= board.size() || !array_of(x, r != board.rank(), a))
-    return false;
-  const uint64_t f = Fingerprint("broadcast").call(a.dtype, 0, int(r)).add(a.count()).value();
+  const int r = root_of(root, board);
+  if (!usable(board) || r < 0 || !array_of(x, r != board.rank(), a)) return false;
+  const uint64_t f = Fingerprint("broadcast").call(a.dtype, 0, r).add(a.count()).value();
   return run(board, Board::kBroadcast, a.bytes,
-             [&](auto& idle) { shm::broadcast(board, f, a.data, a.bytes, int(r), idle); });
+             [&](auto& idle) { shm::broadcast(board, f, a.data, a.bytes, r, idle); });
 }
 
 // Offsets of equal chunks of `chunk`, and the fingerprint of as many elements a rank.
@@ -189,10 +89,18 @@ uint64_t of_equal_chunks(Fingerprint f, size_t count, int size) {
   return f.value();
 }
 
+// Whether `whole` has one `part` for each rank.
+bool is_each(const Array& whole, const Array& part, int size) {
+  return whole.dtype == part.dtype && whole.dimensions == part.dimensions + 1 &&
+         whole.lengths[0] == size_t(size) &&
+         std::equal(part.lengths, part.lengths + part.dimensions, whole.lengths + 1);
+}
+
 bool quick_all_gather(Board& board, nb::handle x, nb::handle out) {
   Array a, b;
-  if (!usable(board) || !array_of(x, false, a) || !array_of(out, true, b)) return false;
-  if (a.dtype != b.dtype || a.bytes * board.size() != b.bytes) return false;
+  if (!usable(board) || !shaped_array_of(x, false, a) || !shaped_array_of(out, true, b))
+    return false;
+  if (!is_each(b, a, board.size())) return false;
   const uint64_t f =
       of_equal_chunks(Fingerprint("all_gather").call(a.dtype, 0, 0), a.count(), board.size());
   return run(board, Board::kAllGather, b.bytes, [&](auto& idle) {
@@ -202,9 +110,13 @@ bool quick_all_gather(Board& board, nb::handle x, nb::handle out) {
 
 bool quick_reduce_scatter(Board& board, nb::handle x, nb::handle op, nb::handle out) {
   Array a, b;
-  if (!usable(board) || !array_of(x, false, a) || !array_of(out, true, b)) return false;
+  if (!usable(board) || !shaped_array_of(x, false, a) || !shaped_array_of(out, true, b))
+    return false;
   const int code = op_of(op, a.dtype);
-  if (code < 0 || a.dtype != b.dtype || b.bytes * board.size() != a.bytes) return false;
+  const bool alike = a.dtype == b.dtype && a.dimensions == b.dimensions && a.dimensions &&
+                     a.lengths[0] == b.lengths[0] * board.size() &&
+                     std::equal(a.lengths + 1, a.lengths + a.dimensions, b.lengths + 1);
+  if (code < 0 || !alike) return false;
   const uint64_t f = of_equal_chunks(Fingerprint("reduce_scatter").call(a.dtype, code, 0),
                                      b.count(), board.size());
   return run(board, Board::kReduceScatter, a.bytes, [&](auto& idle) {
@@ -213,8 +125,73 @@ bool quick_reduce_scatter(Board& board, nb::handle x, nb::handle op, nb::handle 
   });
 }
 
+bool quick_reduce(Board& board, nb::handle x, nb::handle root, nb::handle op) {
+  Array a;
+  const int r = root_of(root, board);
+  if (!usable(board) || r < 0 || !array_of(x, r == board.rank(), a)) return false;
+  const int code = op_of(op, a.dtype);
+  if (code < 0) return false;
+  const uint64_t f = Fingerprint("reduce").call(a.dtype, code, r).add(a.count()).value();
+  return run(board, Board::kReduce, a.bytes, [&](auto& idle) {
+    shm::reduce(board, f, a.data, a.count(), {a.dtype, code}, r, idle);
+  });
+}
+
+uint64_t of_lengths(Fingerprint f, const Array& array, int from) {
+  for (int d = from; d < array.dimensions; d++) f.add(array.lengths[d]);
+  return f.value();
+}
+
+bool quick_gather(Board& board, nb::handle x, nb::handle root, nb::handle out) {
+  Array a, b{};
+  const int r = root_of(root, board), size = board.size();
+  if (!usable(board) || r < 0 || !shaped_array_of(x, false, a)) return false;
+  if (r == board.rank() && (!shaped_array_of(out, true, b) || !is_each(b, a, size))) return false;
+  const uint64_t f = of_lengths(Fingerprint("gather").call(a.dtype, 0, r), a, 0);
+  return run(board, Board::kGather, a.bytes * size,
+             [&](auto& idle) { shm::gather(board, f, a.data, b.data, a.bytes, r, idle); });
+}
+
+bool quick_scatter(Board& board, nb::handle x, nb::handle root, nb::handle out) {
+  Array a{}, b;
+  const int r = root_of(root, board), size = board.size();
+  if (!usable(board) || r < 0 || !shaped_array_of(out, true, b)) return false;
+  if (r == board.rank() && (!shaped_array_of(x, false, a) || !is_each(a, b, size))) return false;
+  int64_t words[3 + Array::kMostDimensions] = {b.dtype, a.tensor, b.dimensions};
+  std::copy_n(b.lengths, b.dimensions, words + 3);
+  shm::Call call = Fingerprint("scatter").call(0, 0, r).value();
+  call.detail = of_lengths(Fingerprint("chunk").call(b.dtype, 0, 0), b, 0);
+  if (r == board.rank()) call.header = {words, 3 + size_t(b.dimensions)};
+  return run(board, Board::kScatter, b.bytes * size, [&](auto& idle) {
+    shm::scatter(board, call, a.data, {b.data, b.bytes}, nullptr, r, idle);
+  });
+}
+
+// One chunk for every rank and one from every rank, all of the same length.
+bool quick_all_to_all(Board& board, nb::handle x, nb::handle out) {
+  Array a, b;
+  const int me = board.rank(), size = board.size();
+  if (!usable(board) || !shaped_array_of(x, false, a) || !shaped_array_of(out, true, b))
+    return false;
+  const bool alike = a.dtype == b.dtype && a.dimensions == b.dimensions && a.dimensions &&
+                     std::equal(a.lengths, a.lengths + a.dimensions, b.lengths);
+  const bool apart = a.data + a.bytes <= b.data || b.data + b.bytes <= a.data;
+  if (!alike || !apart || a.lengths[0] != size_t(size)) return false;
+  const uint64_t f = of_lengths(Fingerprint("all_to_all").call(a.dtype, 0, 0), a, 1);
+  const size_t chunk = a.bytes / size;
+  return run(board, Board::kAllToAll, a.bytes, [&](auto& idle) {
+    static thread_local std::vector<size_t> starts;
+    starts.assign(size, chunk * me);
+    starts[0] = chunk * std::max(0, me - 1);
+    const size_t* offsets = equal_chunks(chunk, size).data();
+    shm::all_to_all(board, f, a.data, b.data,
+                    {offsets, offsets, starts.data(), size > 1 ? chunk : 0}, idle);
+  });
+}
+
 nb::dict quick_counts(Board& board) {
-  const char* kinds[] = {"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter"};
+  const char* kinds[] = {"barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter",
+                         "reduce",  "gather",     "scatter",   "all_to_all"};
   nb::dict counts;
   for (int k = 0; k < Board::kKinds; k++) {
     const Board::Count& c = board.counted(k);
@@ -224,38 +201,27 @@ nb::dict quick_counts(Board& board) {
   return counts;
 }
 
-void know_tensors(nb::handle tensor, const std::vector<nb::object>& dtypes) {
-  known.tensor = tensor.inc_ref().ptr();
-  for (auto& dtype : dtypes) known.tensor_dtypes.push_back(nb::object(dtype).release().ptr());
-}
-
 }  // namespace
 
 void bind_quick(nb::module_& m, nb::class_<Board>& board) {
-  known.ndarray = nb::module_::import_("numpy").attr("ndarray").inc_ref().ptr();
-  known.data_ptr = PyUnicode_InternFromString("data_ptr");
-  known.numel = PyUnicode_InternFromString("numel");
-  known.dtype = PyUnicode_InternFromString("dtype");
-  known.is_contiguous = PyUnicode_InternFromString("is_contiguous");
-  known.is_cpu = PyUnicode_InternFromString("is_cpu");
-  known.requires_grad = PyUnicode_InternFromString("requires_grad");
-  const char* names[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
-  for (int code = 0; code < 8; code++) known.ops[code] = PyUnicode_InternFromString(names[code]);
   pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
-  m.def("know_tensors", &know_tensors, "tensor"_a, "dtypes"_a,
-        "Tell the quick way of torch: the Tensor type, and its dtypes (or None) by code.");
   m.def("fingerprint", [](const std::string& kind, int dtype, uint64_t op, int root,
                           const std::vector<uint64_t>& elements) {
     Fingerprint f = Fingerprint(kind).call(dtype, op, root);
     for (uint64_t count : elements) f.add(count);
     return f.value();
   });
+  const auto any = nb::arg().none();
   board.def_rw("quick", &Board::quick, "Whether the quick_… methods may be used now.")
       .def("quick_barrier", &quick_barrier)
-      .def("quick_all_reduce", &quick_all_reduce)
-      .def("quick_broadcast", &quick_broadcast)
-      .def("quick_all_gather", &quick_all_gather)
-      .def("quick_reduce_scatter", &quick_reduce_scatter)
+      .def("quick_all_reduce", &quick_all_reduce, any, any)
+      .def("quick_broadcast", &quick_broadcast, any, any)
+      .def("quick_all_gather", &quick_all_gather, any, any)
+      .def("quick_reduce_scatter", &quick_reduce_scatter, any, any, any)
+      .def("quick_reduce", &quick_reduce, any, any, any)
+      .def("quick_gather", &quick_gather, any, any, any)
+      .def("quick_scatter", &quick_scatter, any, any, any)
+      .def("quick_all_to_all", &quick_all_to_all, any, any)
       .def_prop_ro("quick_counts", &quick_counts,
                    "kind → (operations, bytes, busy seconds, idle seconds) done the quick way.");
 }

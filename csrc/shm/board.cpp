@@ -16,8 +16,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 size_t Board::bytes(int size) {
-  return size_t(size) *
-             (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
+  return size_t(size) * (2 * sizeof(Line) + 2 * sizeof(Header) + sizeof(Phase) + sizeof(Presence) +
+                         sizeof(Note) + kStagingBytes) +
          4096;
 }
 
@@ -35,6 +35,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
     at += count * sizeof(*array);
   };
   place(lines_, 2 * size);
+  place(headers_, 2 * size);
   place(phases_, size);
   place(presence_, size);
   place(notes_, size);
@@ -49,11 +50,13 @@ void Board::depart() {
   presence_[rank_].departed.store(1, std::memory_order_release);
 }
 
-Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idle) {
+Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   if (failure_) std::rethrow_exception(failure_);
   sequence_++;
   Line& mine = line(rank_);
-  mine.fingerprint = fingerprint;
+  mine.fingerprint = call.fingerprint;
+  mine.detail = call.detail;
+  std::ranges::copy(call.header, headers_[2 * rank_ + sequence_ % 2].words);
   offer(data, bytes);
   mine.epoch.publish(sequence_);
   for (int r = 0; r < size_; r++)
@@ -87,8 +90,11 @@ void Board::offer(const void* data, size_t bytes) {
 // From what all ranks offered, so that all come to the same conclusion.
 Path Board::agree() {
   bool staged = true, in_place = true;
+  uint64_t detail = 0;
   for (int r = 0; r < size_; r++) {
     if (line(r).fingerprint != line(rank_).fingerprint) fail(Mismatch{});
+    if (detail && line(r).detail && line(r).detail != detail) fail(Mismatch{});
+    detail |= line(r).detail;
     const Offer o = line(r).offer;
     staged = staged && (o == Offer::nothing || o == Offer::line || o == Offer::staged);
     in_place = in_place && (o == Offer::nothing || o == Offer::slab);

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,12 +42,22 @@ enum class Offer : uint32_t { nothing, line, staged, slab, ordinary };
 struct alignas(128) Line {
   Counter epoch;
   uint64_t fingerprint;
+  uint64_t detail;
   Place place;
   Offer offer;
-  static constexpr size_t kPayloadBytes = 72;
+  static constexpr size_t kPayloadBytes = 64;
   alignas(8) char payload[kPayloadBytes];
 };
 static_assert(sizeof(Line) == 128);
+
+// What a rank opens. All ranks must give the same fingerprint, and those that know the detail (not
+// 0) the same detail. `header` is for ranks that do not, see Board::header.
+struct Call {
+  Call(uint64_t fingerprint) : fingerprint(fingerprint) {}
+  uint64_t fingerprint;
+  uint64_t detail = 0;
+  std::span<const int64_t> header = {};
+};
 
 // What the opening found out: all data readable where `Board::source` says, in staging (no closing
 // is needed) or in place (close() before anyone returns); or to be moved through staging piece by
@@ -58,6 +69,8 @@ class Board {
   static constexpr size_t kSmallBytes = size_t(128) << 10;    // room to stage data whole
   static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
+
+  static constexpr size_t kHeaderWords = 80;
 
   static size_t bytes(int size);
 
@@ -72,17 +85,30 @@ class Board {
   uint64_t waited_ns() const { return waited_ns_; }
 
   // What was done the quick way, which Python's own counters do not see.
-  enum Kind { kBarrier, kAllReduce, kBroadcast, kAllGather, kReduceScatter, kKinds };
+  enum Kind {
+    kBarrier,
+    kAllReduce,
+    kBroadcast,
+    kAllGather,
+    kReduceScatter,
+    kReduce,
+    kGather,
+    kScatter,
+    kAllToAll,
+    kKinds
+  };
   struct Count {
     uint64_t operations = 0, bytes = 0, busy_ns = 0, waited_ns = 0;
   };
   Count& counted(size_t kind) { return counts_[kind]; }
   bool quick = true;
 
-  // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
-  // waits for all, and throws Mismatch if fingerprints differ. After a Failure it throws that
-  // again.
-  Path open(uint64_t fingerprint, const void* data, size_t bytes, Idle&);
+  // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
+  // all, and throws Mismatch if calls differ. After a Failure it throws that again.
+  Path open(const Call&, const void* data, size_t bytes, Idle&);
+
+  // After open(): the header that rank r gave, undefined beyond its length.
+  const int64_t* header(int r) const { return headers_[2 * r + sequence_ % 2].words; }
 
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
@@ -112,6 +138,9 @@ class Board {
   struct alignas(128) Phase {
     Counter passed;
   };
+  struct alignas(128) Header {
+    int64_t words[kHeaderWords];
+  };
   struct alignas(128) Presence {
     std::atomic<uint32_t> departed;
     int32_t pid;
@@ -139,7 +168,6 @@ class Board {
   int rank_, size_, spins_;
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
   size_t small_bytes_;
-  // than a copy
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
@@ -148,6 +176,7 @@ class Board {
   Waits* waits_ = nullptr;
   std::vector<int> processes_;
   Line* lines_;
+  Header* headers_;
   Phase* phases_;
   Presence* presence_;
   Note* notes_;

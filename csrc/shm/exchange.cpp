@@ -96,20 +96,19 @@ void gather(Board& board, uint64_t fingerprint, const void* in, void* out, size_
   if (path == Path::in_place) board.barrier(idle);
 }
 
-void scatter(Board& board, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
-             Idle& idle) {
+void scatter(Board& board, const Call& call, const void* in, Chunk out,
+             const std::function<Chunk(const int64_t* header)>& allocate, int root, Idle& idle) {
   const int me = board.rank(), size = board.size();
   auto* from = static_cast<const char*>(in);
-  auto* to = static_cast<char*>(out);
-  std::vector<size_t> offsets(size_t(size) + 1);
-  for (int p = 0; p <= size; p++) offsets[p] = size_t(p) * bytes;
-  const Offered offered(offsets.data(), root, size);
+  Offered offered(out.bytes, root, size);
   if (offered.bytes() > Board::kSmallBytes) idle.park();
   const char* offer = me == root && offered.bytes() ? from + offered.begin : nullptr;
-  const Path path = board.open(fingerprint, offer, offered.bytes(), idle);
-  if (me == root) copy(to, from + offsets[root], bytes);
+  const Path path = board.open(call, offer, offered.bytes(), idle);
+  if (allocate) out = allocate(board.header(root)), offered = {out.bytes, root, size};
+  const auto [to, bytes] = out;
+  if (me == root) copy(to, from + size_t(root) * bytes, bytes);
   if (path == Path::pipelined) return scatter_pipelined(board, from, to, bytes, root, idle);
-  if (me != root && bytes) copy(to, board.source(root) + offsets[me] - offered.begin, bytes);
+  if (me != root && bytes) copy(to, board.source(root) + size_t(me) * bytes - offered.begin, bytes);
   if (path == Path::in_place) board.barrier(idle);
 }
 

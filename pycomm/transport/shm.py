@@ -242,8 +242,23 @@ class SharedMemory(Transport):
         _native.board_gather(self._board, job.fingerprint, source, target, nbytes, job.root)
 
     def _scatter(self, job: Job) -> None:
-        source, target, nbytes = job.input.address, job.output.address, job.output.nbytes
-        _native.board_scatter(self._board, job.fingerprint, source, target, nbytes, job.root)
+        make, source, target = job.allocate, job.input.address, job.output
+
+        def allocate(header: Sequence[int]) -> tuple[int, int]:
+            job.output = make(header)
+            return job.output.address, job.output.nbytes
+
+        _native.board_scatter(
+            self._board,
+            job.fingerprint,
+            job.detail,
+            job.header,
+            source,
+            target.address,
+            target.nbytes,
+            allocate if make else None,
+            job.root,
+        )
 
     def _all_to_all(self, job: Job) -> None:
         source, target = job.input.address, job.output.address

@@ -202,6 +202,21 @@ def test_scatter_in_place_on_the_root(comm):
     assert np.array_equal(out, np.arange(50_000) + comm.rank * 50_000)
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["learned", "told"])
+def test_an_out_of_another_shape_or_dtype_is_a_mismatch_though_others_take_any(comm, told):
+    """Also on a root or a rank without out=, which does not see what the others expect."""
+    if comm.size == 1:
+        pytest.skip("the root's own out= is compared with its own x")
+    for wrong in (np.full((3, 1), 7.0, np.float32), np.full(3, 7, np.int32)):
+        other = comm.split(0)
+        x = np.zeros((comm.size, 3), np.float32) if comm.rank == 0 else None
+        out = wrong if comm.rank == 1 else np.full(3, 7, np.float32) if told else None
+        with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter.*rank 1: scatter"):
+            other.scatter(x, 0, out)
+        assert out is None or (out == 7).all()
+        other.close()
+
+
 def test_an_out_of_another_size_is_a_mismatch_on_every_rank(comm):
     if comm.size == 1:
         pytest.skip("the root's own out= is compared with its own x")
@@ -216,6 +231,63 @@ def test_an_out_of_another_size_is_a_mismatch_on_every_rank(comm):
 
 
 # ---- all of them
+
+
+def quick_calls(comm: pycomm.Communicator) -> int:
+    """Return how many collectives went the quick way on this rank."""
+    return sum(operations for operations, *_ in comm._quick.quick_counts.values())
+
+
+@pytest.mark.parametrize("count", [1, 19, 1009, 100_003])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_some_ranks_take_the_quick_way_and_others_the_long_one(comm, kind, count):
+    """In the same call: strided or asynchronous ones, those without out=, and plain ones."""
+    make = torch.from_numpy if kind == "torch" else np.asarray
+    wrong = 0
+    for i in range(4 * comm.size):
+        root, way = i % comm.size, (i // comm.size + comm.rank) % 4
+        parts = [data(r + i, count, "float32").reshape(count, 1) for r in range(comm.size)]
+        whole = np.stack(parts)
+        x = make(parts[comm.rank].copy() if way != 1 else np.repeat(parts[comm.rank], 2, 1)[:, :1])
+        options = {"async_op": True} if way == 2 else {}
+        out = make(np.zeros_like(whole)) if way != 3 else None
+        results = [comm.gather(x, root, out if comm.rank == root else None, **options)]
+        out = make(np.zeros_like(parts[0])) if way != 3 else None
+        results.append(
+            comm.scatter(make(whole) if comm.rank == root else None, root, out, **options)
+        )
+        results.append(comm.reduce(x, root, "max", **options))
+        gathered, scattered, reduced = (r.wait() if options else r for r in results)
+        assert (gathered is None) == (reduced is None) == (comm.rank != root)
+        assert isinstance(scattered, torch.Tensor) == (kind == "torch")
+        wrong += not np.array_equal(scattered, parts[comm.rank])
+        if comm.rank == root:
+            wrong += not np.array_equal(gathered, whole)
+            wrong += not np.array_equal(reduced, whole.max(0))
+    assert wrong == 0
+
+
+def test_plain_calls_are_quick_and_give_the_same(comm):
+    """Every root, read-only inputs, dtypes that the buffer protocol has."""
+    if not comm._quick.quick_barrier():
+        pytest.skip("there is no shared memory")
+    for dtype in ("bool", "int8", "uint16", "int64", "float16", "float64", "complex64"):
+        for root in range(comm.size):
+            parts = np.stack([data(r + root, 6, dtype).reshape(2, 3) for r in range(comm.size)])
+            parts.flags.writeable = False
+            before, top = quick_calls(comm), comm.rank == root
+            whole, part = np.zeros_like(parts), np.zeros_like(parts[0])
+            assert comm.gather(parts[comm.rank], root, whole) is (whole if top else None)
+            assert comm.scatter(parts if top else None, root, part) is part
+            x = parts[comm.rank].copy() if top else parts[comm.rank]
+            op = "bor" if dtype == "bool" else "sum"
+            assert comm.reduce(x, root, op) is (x if top else None)
+            assert quick_calls(comm) == before + 3
+            assert whole.tobytes() == (parts if top else np.zeros_like(parts)).tobytes()
+            assert part.tobytes() == parts[comm.rank].tobytes()
+            if top:
+                total = in_order([p.copy() for p in parts], DTYPES[dtype], ReduceOp(op))
+                assert x.tobytes() == total.tobytes()
 
 
 def test_asynchronous_ones_keep_their_order(comm):
@@ -260,7 +332,7 @@ def test_ranks_that_disagree_are_told_both_sides(comm):
         other.gather(np.zeros(3) if comm.rank == 0 else np.zeros((3, 1)))
     other.close()
     other, x = comm.split(0), np.arange(80)
-    with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter\(root=0\).*broadcast\("):
+    with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter\(root=0.*broadcast\("):
         other.scatter(np.zeros((comm.size, 3))) if comm.rank == 0 else other.broadcast(x)
     assert (x == np.arange(80)).all()
     other.close()
