@@ -65,33 +65,6 @@ def test_symmetric_and_ordinary_arrays_alike(comm, count):
             assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("count", [1, 19, 1009, 100_003])
-def test_some_ranks_take_the_quick_way_and_others_the_long_one(comm, count):
-    """In the same call: asynchronous ones, strided ones, those without out=, and plain ones."""
-    for i in range(8):
-        way, x = (i + comm.rank) % 4, outgoing(comm, count)
-        strided = np.zeros((comm.size, count, 2), np.int64)[:, :, 0]
-        out = {0: np.zeros_like(x), 1: strided, 2: np.zeros_like(x), 3: None}[way]
-        x.flags.writeable = False
-        y = comm.all_to_all(x, out, async_op=way == 2)
-        y = y.wait() if way == 2 else y
-        assert (out is None or y is out) and np.array_equal(y, incoming(comm, count))
-
-
-def test_plain_calls_are_quick(comm):
-    if not comm._quick.quick_barrier():
-        pytest.skip("there is no shared memory")
-    for dtype in ("bool", "int16", "uint64", "float32", "complex128"):
-        before = comm._quick.quick_counts["all_to_all"][0]
-        x = outgoing(comm, 19, dtype)
-        out, tensor = np.zeros_like(x), torch.zeros(comm.size, 3, 5)
-        assert comm.all_to_all(x, out) is out
-        assert out.tobytes() == incoming(comm, 19, dtype).tobytes()
-        assert comm.all_to_all(torch.full_like(tensor, comm.rank), tensor) is tensor
-        assert tensor[:, 2, 4].tolist() == list(range(comm.size))
-        assert comm._quick.quick_counts["all_to_all"][0] == before + 2
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("most", [1, 7, 1009, 30_011, 150_001])
 @pytest.mark.parametrize("learned", [False, True], ids=["told", "learned"])
