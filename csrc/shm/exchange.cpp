@@ -1,17 +1,13 @@
 #include "shm/exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "shm/copy.h"
 #include "shm/pieces.h"
 
 namespace pycomm::shm {
 namespace {
-
-void copy(char* to, const char* from, size_t bytes) {
-  if (bytes && to != from) std::memcpy(to, from, bytes);
-}
 
 size_t pieces_of(size_t bytes, size_t per) { return (bytes + per - 1) / per; }
 
@@ -29,7 +25,8 @@ struct Slots {
   size_t per;
 };
 
-void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root, Idle& idle) {
+void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
+                      const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return piece_bytes(bytes, per, k); };
@@ -38,13 +35,13 @@ void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
-      if (p != root) copy(out + size_t(p) * bytes + k * per, board.piece_in(p, k), length(k));
+      if (p != root) copy_out(out + size_t(p) * bytes + k * per, board.piece_in(p, k), length(k));
   };
   pipeline(board, pieces_of(bytes, per), idle, bring, consume);
 }
 
 void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
-                       Idle& idle) {
+                       const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const Slots slots(size);
   auto length = [&](size_t k) { return piece_bytes(bytes, slots.per, k); };
@@ -56,7 +53,7 @@ void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, in
   };
   auto consume = [&](size_t k) {
     if (me != root)
-      copy(out + k * slots.per, board.piece_in(root, k) + slots.at(root, me), length(k));
+      copy_out(out + k * slots.per, board.piece_in(root, k) + slots.at(root, me), length(k));
   };
   pipeline(board, pieces_of(bytes, slots.per), idle, bring, consume);
 }
@@ -89,10 +86,12 @@ void gather(Board& board, uint64_t fingerprint, const void* in, void* out, size_
   auto* to = static_cast<char*>(out);
   if (bytes * size_t(board.size()) > Board::kSmallBytes) idle.park();
   const Path path = board.open(fingerprint, mine ? nullptr : in, bytes, idle);
-  if (mine) copy(to + size_t(root) * bytes, from, bytes);
-  if (path == Path::pipelined) return gather_pipelined(board, from, to, bytes, root, idle);
+  const CopyOut copy_out(2 * bytes * size_t(board.size()));
+  if (mine) copy_out(to + size_t(root) * bytes, from, bytes);
+  if (path == Path::pipelined)
+    return gather_pipelined(board, from, to, bytes, root, copy_out, idle);
   for (int p = 0; p < board.size() && mine; p++)
-    if (p != root && bytes) copy(to + size_t(p) * bytes, board.source(p), bytes);
+    if (p != root && bytes) copy_out(to + size_t(p) * bytes, board.source(p), bytes);
   if (path == Path::in_place) board.barrier(idle);
 }
 
@@ -106,9 +105,12 @@ void scatter(Board& board, const Call& call, const void* in, Chunk out,
   const Path path = board.open(call, offer, offered.bytes(), idle);
   if (allocate) out = allocate(board.header(root)), offered = {out.bytes, root, size};
   const auto [to, bytes] = out;
-  if (me == root) copy(to, from + size_t(root) * bytes, bytes);
-  if (path == Path::pipelined) return scatter_pipelined(board, from, to, bytes, root, idle);
-  if (me != root && bytes) copy(to, board.source(root) + size_t(me) * bytes - offered.begin, bytes);
+  const CopyOut copy_out(2 * bytes * size_t(size));
+  if (me == root) copy_out(to, from + size_t(root) * bytes, bytes);
+  if (path == Path::pipelined)
+    return scatter_pipelined(board, from, to, bytes, root, copy_out, idle);
+  if (me != root && bytes)
+    copy_out(to, board.source(root) + size_t(me) * bytes - offered.begin, bytes);
   if (path == Path::in_place) board.barrier(idle);
 }
 
@@ -122,10 +124,11 @@ void all_to_all(Board& board, uint64_t fingerprint, const void* in, void* out, c
   if (std::max(offered.bytes(), t.received[size]) > Board::kSmallBytes) idle.park();
   const char* offer = offered.bytes() ? from + offered.begin : nullptr;
   const Path path = board.open(fingerprint, offer, offered.bytes(), idle);
-  copy(to + t.received[me], from + t.sent[me], bytes(me));
+  const CopyOut copy_out((t.sent[size] + t.received[size]) * size_t(size));
+  copy_out(to + t.received[me], from + t.sent[me], bytes(me));
   if (path == Path::pipelined) return all_to_all_pipelined(board, from, to, t, idle);
   for (int p = 0; p < size; p++)
-    if (p != me && bytes(p)) copy(to + t.received[p], board.source(p) + t.starts[p], bytes(p));
+    if (p != me && bytes(p)) copy_out(to + t.received[p], board.source(p) + t.starts[p], bytes(p));
   if (path == Path::in_place) board.barrier(idle);
 }
 
