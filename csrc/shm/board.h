@@ -11,11 +11,13 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "shm/copy.h"
 #include "shm/counter.h"
 #include "shm/failure.h"
 #include "shm/segment.h"
@@ -36,15 +38,19 @@ struct Idle {
   }
 };
 
+// When the ordinary memory of other ranks may be read directly.
+enum class PeerReads { never, in_huge_pages, always };
+
 // How a rank offers its data in an opening.
-enum class Offer : uint32_t { nothing, line, staged, slab, ordinary };
+enum class Offer : uint32_t { nothing, line, staged, slab, remote, ordinary };
 
 struct alignas(128) Line {
   Counter epoch;
   uint64_t fingerprint;
   uint64_t detail;
-  Place place;
+  Place place;  // remote: the address is its offset
   Offer offer;
+  bool reads;  // can read the ordinary memory of all others
   static constexpr size_t kPayloadBytes = 64;
   alignas(8) char payload[kPayloadBytes];
 };
@@ -57,12 +63,13 @@ struct Call {
   uint64_t fingerprint;
   uint64_t detail = 0;
   std::span<const int64_t> header = {};
+  bool remote = false;  // whether it can take Path::remote; the same on every rank
 };
 
 // What the opening found out: all data readable where `Board::source` says, in staging (no closing
-// is needed) or in place (close() before anyone returns); or to be moved through staging piece by
-// piece.
-enum class Path { staged, in_place, pipelined };
+// is needed) or in place (barrier() before anyone returns); some of it in ordinary memory that can
+// be read (likewise, but by `Board::take` only); or to be moved through staging piece by piece.
+enum class Path { staged, in_place, remote, pipelined };
 
 class Board {
  public:
@@ -70,6 +77,7 @@ class Board {
   static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
 
+  static constexpr size_t kRemoteBytes = size_t(1) << 20;  // below, copying twice is cheaper
   static constexpr size_t kHeaderWords = 80;
 
   static size_t bytes(int size);
@@ -102,6 +110,8 @@ class Board {
   };
   Count& counted(size_t kind) { return counts_[kind]; }
   bool quick = true;
+  PeerReads peer_reads = PeerReads::in_huge_pages;
+  uint64_t peer_reads_done = 0;
 
   // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
   // all, and throws Mismatch if calls differ. After a Failure it throws that again.
@@ -113,6 +123,10 @@ class Board {
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
   const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
+
+  // Unless open() returned pipelined: copies `bytes` at `offset` of what rank r offered. Throws
+  // Unreadable, and lets others have Departed.
+  void take(int r, size_t offset, char* to, size_t bytes, const CopyOut&);
 
   // Returns when all ranks have called it as often as this one.
   void barrier(Idle&);
@@ -144,6 +158,7 @@ class Board {
   struct alignas(128) Presence {
     std::atomic<uint32_t> departed;
     int32_t pid;
+    uint64_t probe_at, probe;  // the address of a number in that process, and the number
   };
   struct alignas(128) Note {
     Counter epoch;
@@ -156,7 +171,9 @@ class Board {
   char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
-  void offer(const void* data, size_t bytes);
+  void offer(const void* data, size_t bytes, bool remote);
+  bool worth_reading(const void* data, size_t bytes) const;
+  bool can_read_peers();
   template <class Failed>
   [[noreturn]] void fail(Failed);
   Path agree();
@@ -172,6 +189,8 @@ class Board {
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
   std::exception_ptr failure_;
+  std::optional<bool> reads_;
+  const uint64_t probe_;
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;
   std::vector<int> processes_;

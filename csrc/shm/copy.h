@@ -52,7 +52,7 @@ inline void stream(char* to, const char* from, size_t bytes) {
 class CopyOut {
  public:
   // `touched`: the bytes that all ranks together read and write.
-  explicit CopyOut(size_t touched) : streams_(touched > cache_bytes()) {}
+  explicit CopyOut(size_t touched) : streams_(touched >= cache_bytes()) {}
   void operator()(char* to, const char* from, size_t bytes) const {
     if (streams_ && bytes && to != from)
       stream(to, from, bytes);

@@ -76,6 +76,7 @@ void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu
       return;
     case Path::in_place:
       return reduce_in_place(board, count, r, root, idle);
+    case Path::remote:  // never asked for here
     case Path::pipelined:
       return reduce_pipelined(board, static_cast<char*>(data), count, r, root, idle);
   }
@@ -151,13 +152,15 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
   char* to = static_cast<char*>(out);
   auto bytes = [&](int p) { return offsets[p + 1] - offsets[p]; };
   if (offsets[size] > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, in, bytes(me), idle);
+  Call call = fingerprint;
+  call.remote = true;
+  const Path path = board.open(call, in, bytes(me), idle);
   const CopyOut copy_out(offsets[size] * size_t(1 + size));
   copy_out(to + offsets[me], static_cast<const char*>(in), bytes(me));
   if (path != Path::pipelined) {
     for (int p = 0; p < size; p++)
-      if (p != me && bytes(p)) copy_out(to + offsets[p], board.source(p), bytes(p));
-    if (path == Path::in_place) board.barrier(idle);
+      if (p != me) board.take(p, 0, to + offsets[p], bytes(p), copy_out);
+    if (path != Path::staged) board.barrier(idle);
     return;
   }
   size_t longest = 0;

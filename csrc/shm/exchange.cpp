@@ -123,13 +123,15 @@ void all_to_all(Board& board, uint64_t fingerprint, const void* in, void* out, c
   const Offered offered(t.sent, me, size);
   if (std::max(offered.bytes(), t.received[size]) > Board::kSmallBytes) idle.park();
   const char* offer = offered.bytes() ? from + offered.begin : nullptr;
-  const Path path = board.open(fingerprint, offer, offered.bytes(), idle);
+  Call call = fingerprint;
+  call.remote = true;
+  const Path path = board.open(call, offer, offered.bytes(), idle);
   const CopyOut copy_out((t.sent[size] + t.received[size]) * size_t(size));
   copy_out(to + t.received[me], from + t.sent[me], bytes(me));
   if (path == Path::pipelined) return all_to_all_pipelined(board, from, to, t, idle);
   for (int p = 0; p < size; p++)
-    if (p != me && bytes(p)) copy_out(to + t.received[p], board.source(p) + t.starts[p], bytes(p));
-  if (path == Path::in_place) board.barrier(idle);
+    if (p != me) board.take(p, t.starts[p], to + t.received[p], bytes(p), copy_out);
+  if (path != Path::staged) board.barrier(idle);
 }
 
 }  // namespace pycomm::shm
