@@ -62,7 +62,7 @@ Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   mine.fingerprint = call.fingerprint;
   mine.detail = call.detail;
   std::ranges::copy(call.header, headers_[2 * rank_ + sequence_ % 2].words);
-  offer(data, bytes, call.remote);
+  offer(call, data, bytes);
   mine.epoch.publish(sequence_);
   for (int r = 0; r < size_; r++)
     if (r != rank_) await(line(r).epoch, sequence_, r, idle);
@@ -76,10 +76,14 @@ void Board::fail(Failed failed) {
 }
 
 // Small data are copied before the line is published; large data are only pointed at.
-void Board::offer(const void* data, size_t bytes, bool remote) {
+void Board::offer(const Call& call, const void* data, size_t bytes) {
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
-  mine.reads = remote && can_read_peers();
+  mine.reads = call.remote && can_read_peers();
+  if (!data && call.target && bytes >= kTargetBytes) {
+    mine.place = Slabs::instance().find(call.target);
+    if (mine.place.serial) mine.offer = Offer::target;
+  }
   if (!data || !bytes) return;
   if (bytes <= Line::kPayloadBytes) {
     mine.offer = Offer::line;
@@ -126,8 +130,9 @@ Path Board::agree() {
     if (detail && line(r).detail && line(r).detail != detail) fail(Mismatch{});
     detail |= line(r).detail;
     const Offer o = line(r).offer;
-    staged = staged && (o == Offer::nothing || o == Offer::line || o == Offer::staged);
-    in_place = in_place && (o == Offer::nothing || o == Offer::slab);
+    const bool nothing = o == Offer::nothing || o == Offer::target;
+    staged = staged && (nothing || o == Offer::line || o == Offer::staged);
+    in_place = in_place && (nothing || o == Offer::slab);
     remote = remote && line(r).reads && o != Offer::ordinary;
   }
   return staged     ? Path::staged

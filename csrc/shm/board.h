@@ -42,7 +42,7 @@ struct Idle {
 enum class PeerReads { never, in_huge_pages, always };
 
 // How a rank offers its data in an opening.
-enum class Offer : uint32_t { nothing, line, staged, slab, remote, ordinary };
+enum class Offer : uint32_t { nothing, target, line, staged, slab, remote, ordinary };
 
 struct alignas(128) Line {
   Counter epoch;
@@ -64,6 +64,8 @@ struct Call {
   uint64_t detail = 0;
   std::span<const int64_t> header = {};
   bool remote = false;  // whether it can take Path::remote; the same on every rank
+  const void* target =
+      nullptr;  // of a rank without data: symmetric memory that others may write to
 };
 
 // What the opening found out: all data readable where `Board::source` says, in staging (no closing
@@ -77,7 +79,8 @@ class Board {
   static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
 
-  static constexpr size_t kRemoteBytes = size_t(1) << 20;  // below, copying twice is cheaper
+  static constexpr size_t kRemoteBytes = size_t(1) << 20;    // below, copying twice is cheaper
+  static constexpr size_t kTargetBytes = size_t(256) << 10;  // below, one rank alone is as fast
   static constexpr size_t kHeaderWords = 80;
 
   static size_t bytes(int size);
@@ -123,6 +126,10 @@ class Board {
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
   const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
+
+  // After open() returned in_place: whether others may write what rank r gets, and where.
+  bool has_target(int r) { return line(r).offer == Offer::target; }
+  char* target(int r) { return slab_memory(r); }
 
   // Unless open() returned pipelined: copies `bytes` at `offset` of what rank r offered. Throws
   // Unreadable, and lets others have Departed.
@@ -171,7 +178,7 @@ class Board {
   char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
-  void offer(const void* data, size_t bytes, bool remote);
+  void offer(const Call&, const void* data, size_t bytes);
   bool worth_reading(const void* data, size_t bytes) const;
   bool can_read_peers();
   template <class Failed>

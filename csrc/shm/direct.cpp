@@ -125,13 +125,19 @@ void reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::R
 }
 
 void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int root, Idle& idle) {
-  const bool mine = board.rank() == root;
+  const int me = board.rank(), size = board.size();
+  const bool mine = me == root;
   if (bytes > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, mine ? data : nullptr, bytes, idle);
-  const CopyOut copy_out(bytes * size_t(board.size()));
+  Call call = fingerprint;
+  call.target = data;
+  const Path path = board.open(call, mine ? data : nullptr, bytes, idle);
+  const CopyOut copy_out(bytes * size_t(size));
   char* to = static_cast<char*>(data);
   if (path != Path::pipelined) {
-    if (!mine) copy_out(to, board.source(root), bytes);
+    const size_t own = own_part(bytes, size);
+    if (!mine) copy_out(to, board.source(root), board.has_target(me) ? own : bytes);
+    for (int p = 0; p < size && mine; p++)
+      if (board.has_target(p)) copy_out(board.target(p) + own, to + own, bytes - own);
     if (path == Path::in_place) board.barrier(idle);
     return;
   }

@@ -81,27 +81,35 @@ void all_to_all_pipelined(Board& board, const char* in, char* out, const Traffic
 
 void gather(Board& board, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
             Idle& idle) {
-  const bool mine = board.rank() == root;
+  const int me = board.rank(), size = board.size();
+  const bool mine = me == root;
   auto* from = static_cast<const char*>(in);
   auto* to = static_cast<char*>(out);
-  if (bytes * size_t(board.size()) > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, mine ? nullptr : in, bytes, idle);
-  const CopyOut copy_out(2 * bytes * size_t(board.size()));
+  if (bytes * size_t(size) > Board::kSmallBytes) idle.park();
+  Call call = fingerprint;
+  call.target = out;
+  const Path path = board.open(call, mine ? nullptr : in, bytes, idle);
+  const CopyOut copy_out(2 * bytes * size_t(size));
   if (mine) copy_out(to + size_t(root) * bytes, from, bytes);
   if (path == Path::pipelined)
     return gather_pipelined(board, from, to, bytes, root, copy_out, idle);
-  for (int p = 0; p < board.size() && mine; p++)
-    if (p != root && bytes) copy_out(to + size_t(p) * bytes, board.source(p), bytes);
+  const bool given = board.has_target(root);
+  const size_t begin = given ? own_part(bytes, size) : 0;  // the root takes the rest
+  if (!mine && given) copy_out(board.target(root) + size_t(me) * bytes, from, begin);
+  for (int p = 0; p < size && mine; p++)
+    if (p != root && bytes)
+      copy_out(to + size_t(p) * bytes + begin, board.source(p) + begin, bytes - begin);
   if (path == Path::in_place) board.barrier(idle);
 }
 
-void scatter(Board& board, const Call& call, const void* in, Chunk out,
+void scatter(Board& board, Call call, const void* in, Chunk out,
              const std::function<Chunk(const int64_t* header)>& allocate, int root, Idle& idle) {
   const int me = board.rank(), size = board.size();
   auto* from = static_cast<const char*>(in);
   Offered offered(out.bytes, root, size);
   if (offered.bytes() > Board::kSmallBytes) idle.park();
   const char* offer = me == root && offered.bytes() ? from + offered.begin : nullptr;
+  call.target = me == root ? nullptr : out.data;
   const Path path = board.open(call, offer, offered.bytes(), idle);
   if (allocate) out = allocate(board.header(root)), offered = {out.bytes, root, size};
   const auto [to, bytes] = out;
@@ -109,8 +117,13 @@ void scatter(Board& board, const Call& call, const void* in, Chunk out,
   if (me == root) copy_out(to, from + size_t(root) * bytes, bytes);
   if (path == Path::pipelined)
     return scatter_pipelined(board, from, to, bytes, root, copy_out, idle);
+  const size_t own = own_part(bytes, size);
   if (me != root && bytes)
-    copy_out(to, board.source(root) + size_t(me) * bytes - offered.begin, bytes);
+    copy_out(to, board.source(root) + size_t(me) * bytes - offered.begin,
+             board.has_target(me) ? own : bytes);
+  for (int p = 0; p < size && me == root; p++)
+    if (board.has_target(p))
+      copy_out(board.target(p) + own, from + size_t(p) * bytes + own, bytes - own);
   if (path == Path::in_place) board.barrier(idle);
 }
 

@@ -24,7 +24,7 @@ struct Chunk {
 // All chunks at the root's `in`, this rank's at `out`. The root's `out` may be its chunk of `in`;
 // the others' `in` is not used. A rank that does not know what comes gives `allocate`, which makes
 // `out` from the header of the root's call.
-void scatter(Board&, const Call&, const void* in, Chunk out,
+void scatter(Board&, Call, const void* in, Chunk out,
              const std::function<Chunk(const int64_t* header)>& allocate, int root, Idle&);
 
 // Where the chunks of an all_to_all lie, in bytes.
