@@ -57,7 +57,8 @@ class Config:
 
 
 def _parse(name: str, text: str, option: dataclasses.Field) -> Any:
-    kind, choices = type(option.default), option.metadata["choices"]
+    kind: type = type(option.default)
+    choices = option.metadata["choices"]
     try:
         if kind is bool:
             return {"0": False, "1": True, "false": False, "true": True}[text.lower()]

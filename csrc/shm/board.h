@@ -63,9 +63,8 @@ struct Call {
   uint64_t fingerprint;
   uint64_t detail = 0;
   std::span<const int64_t> header = {};
-  bool remote = false;  // whether it can take Path::remote; the same on every rank
-  const void* target =
-      nullptr;  // of a rank without data: symmetric memory that others may write to
+  bool remote = false;           // whether it can take Path::remote; the same on every rank
+  const void* target = nullptr;  // without data: symmetric memory that others may write to
 };
 
 // What the opening found out: all data readable where `Board::source` says, in staging (no closing
@@ -78,8 +77,7 @@ class Board {
   static constexpr size_t kSmallBytes = size_t(128) << 10;    // room to stage data whole
   static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
-
-  static constexpr size_t kRemoteBytes = size_t(1) << 20;    // below, copying twice is cheaper
+  static constexpr size_t kRemoteBytes = size_t(256) << 10;  // below, copying twice is cheaper
   static constexpr size_t kTargetBytes = size_t(256) << 10;  // below, one rank alone is as fast
   static constexpr size_t kHeaderWords = 80;
 
@@ -114,7 +112,7 @@ class Board {
   Count& counted(size_t kind) { return counts_[kind]; }
   bool quick = true;
   PeerReads peer_reads = PeerReads::in_huge_pages;
-  uint64_t peer_reads_done = 0;
+  uint64_t peer_reads_done = 0;  // chunks of others
 
   // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
   // all, and throws Mismatch if calls differ. After a Failure it throws that again.
@@ -127,7 +125,7 @@ class Board {
   char* source(int r);
   const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
 
-  // After open() returned in_place: whether others may write what rank r gets, and where.
+  // After open() returned in_place or remote: whether others may write what rank r gets, and where.
   bool has_target(int r) { return line(r).offer == Offer::target; }
   char* target(int r) { return slab_memory(r); }
 
@@ -196,7 +194,7 @@ class Board {
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
   std::exception_ptr failure_;
-  std::optional<bool> reads_;
+  std::optional<bool> reads_;  // whether reading peers works; unknown until it is tried
   const uint64_t probe_;
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;

@@ -9,6 +9,9 @@
 namespace pycomm::shm {
 namespace {
 
+// Of a root's memory that the others read while it waits; beyond, copying it twice keeps all busy.
+constexpr size_t kReadAloneBytes = size_t(2) << 20;
+
 size_t pieces_of(size_t bytes, size_t per) { return (bytes + per - 1) / per; }
 
 // Of a chunk of `bytes`, how many are in piece k.
@@ -110,6 +113,7 @@ void scatter(Board& board, Call call, const void* in, Chunk out,
   if (offered.bytes() > Board::kSmallBytes) idle.park();
   const char* offer = me == root && offered.bytes() ? from + offered.begin : nullptr;
   call.target = me == root ? nullptr : out.data;
+  call.remote = me != root || offered.bytes() <= kReadAloneBytes;
   const Path path = board.open(call, offer, offered.bytes(), idle);
   if (allocate) out = allocate(board.header(root)), offered = {out.bytes, root, size};
   const auto [to, bytes] = out;
@@ -118,13 +122,13 @@ void scatter(Board& board, Call call, const void* in, Chunk out,
   if (path == Path::pipelined)
     return scatter_pipelined(board, from, to, bytes, root, copy_out, idle);
   const size_t own = own_part(bytes, size);
-  if (me != root && bytes)
-    copy_out(to, board.source(root) + size_t(me) * bytes - offered.begin,
-             board.has_target(me) ? own : bytes);
+  if (me != root)
+    board.take(root, size_t(me) * bytes - offered.begin, to, board.has_target(me) ? own : bytes,
+               copy_out);
   for (int p = 0; p < size && me == root; p++)
     if (board.has_target(p))
       copy_out(board.target(p) + own, from + size_t(p) * bytes + own, bytes - own);
-  if (path == Path::in_place) board.barrier(idle);
+  if (path != Path::staged) board.barrier(idle);
 }
 
 void all_to_all(Board& board, uint64_t fingerprint, const void* in, void* out, const Traffic& t,

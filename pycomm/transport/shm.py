@@ -255,7 +255,7 @@ class SharedMemory(Transport):
         make, source, target = job.allocate, job.input.address, job.output
 
         def allocate(header: Sequence[int]) -> tuple[int, int]:
-            job.output = make(header)
+            job.output = make(header) if make else job.output
             return job.output.address, job.output.nbytes
 
         _native.board_scatter(

@@ -75,6 +75,12 @@ def test_peers_are_read_only_where_all_agree_and_the_result_is_the_same(other, w
         other.all_gather(x.reshape(-1)[: 2 * count] if other.size > 1 else np.tile(x[0], 2), out)
         for r in range(other.size):
             assert np.array_equal(out[r, :count], part(r, 0, count))
+    for root in range(other.size):
+        x = outgoing(other, count // 2)
+        out = np.zeros(count // 2, np.int64)
+        out = symmetric(other, out) if other.rank % 2 else out
+        other.scatter(x if other.rank == root else None, root, out)
+        assert np.array_equal(out, part(root, other.rank, count // 2))
     counts = table(5, other.size, 600_000)
     x = np.concatenate([part(other.rank, r, c) for r, c in enumerate(counts[other.rank])])
     expected = [part(r, other.rank, c) for r, c in enumerate(counts[:, other.rank])]
