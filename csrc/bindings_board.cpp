@@ -26,6 +26,11 @@ void bind_board(nb::module_& m) {
       .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })
       .def_prop_ro("nonce", [](Board& b) { return b.segment().nonce(); })
       .def_prop_ro("waited_s", [](Board& b) { return double(b.waited_ns()) * 1e-9; })
+      .def_prop_rw(
+          "peer_reads", [](Board& b) { return int(b.peer_reads); },
+          [](Board& b, int when) { b.peer_reads = shm::PeerReads(when); },
+          "When to read ordinary memory of others directly: 0 never, 1 in huge pages, 2 always.")
+      .def_ro("peer_reads_done", &Board::peer_reads_done)
       .def("close_descriptor", &Board::close_descriptor)
       .def("watch", &Board::watch, "waits"_a, "processes"_a, nb::keep_alive<1, 2>())
       .def("serve", &Board::serve, "mailbox"_a, nb::keep_alive<1, 2>())
@@ -104,6 +109,8 @@ void bind_failures(nb::module_& m) {
   static PyObject* deadlock = PyErr_NewException("pycomm._native.Deadlock", nullptr, nullptr);
   static PyObject* interrupted = PyErr_NewException("pycomm._native.Interrupted", nullptr, nullptr);
   static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
+  static PyObject* unreadable = PyErr_NewException("pycomm._native.Unreadable", nullptr, nullptr);
+  m.attr("Unreadable") = nb::handle(unreadable);
   m.attr("Mismatch") = nb::handle(mismatch);
   m.attr("Stalled") = nb::handle(stalled);
   m.attr("Deadlock") = nb::handle(deadlock);
@@ -120,6 +127,8 @@ void bind_failures(nb::module_& m) {
       PyErr_SetNone(interrupted);
     } catch (const shm::Stalled& e) {
       PyErr_SetObject(stalled, nb::int_(e.rank).ptr());
+    } catch (const shm::Unreadable& e) {
+      PyErr_SetObject(unreadable, nb::make_tuple(e.rank, e.error).ptr());
     } catch (const shm::Departed& e) {
       PyErr_SetObject(departed, nb::int_(e.rank).ptr());
     }

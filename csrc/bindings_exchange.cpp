@@ -1,5 +1,10 @@
 // The collectives on a board in which ranks bring or take different parts, for Python.
+#include <nanobind/stl/pair.h>
+
+#include <algorithm>
+
 #include "bindings.h"
+#include "shm/copy.h"
 #include "shm/direct.h"
 #include "shm/exchange.h"
 
@@ -15,6 +20,9 @@ int checked_root(const shm::Board& board, int root) {
 
 void bind_exchange(nb::module_& m) {
   using shm::Board;
+  m.def(
+      "use_cache_bytes", [](size_t bytes) { return std::exchange(shm::cache_bytes(), bytes); },
+      "nbytes"_a, "Copy past the caches what touches more than this; for tests. Returns the old.");
   m.def("board_reduce", [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype,
                            uintptr_t op, double factor, int root) {
     const auto r = reduction(dtype, op, factor, b.size());
@@ -28,12 +36,28 @@ void bind_exchange(nb::module_& m) {
           GilIdle idle;
           shm::gather(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
         });
-  m.def("board_scatter",
-        [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out, size_t bytes, int root) {
-          checked_root(b, root);
-          GilIdle idle;
-          shm::scatter(b, fingerprint, at<void>(in), at<void>(out), bytes, root, idle);
-        });
+  m.def(
+      "board_scatter",
+      [](Board& b, uint64_t fingerprint, uint64_t detail, const std::vector<int64_t>& header,
+         uintptr_t in, uintptr_t out, size_t bytes, nb::object allocate, int root) {
+        checked_root(b, root);
+        shm::Call call = fingerprint;
+        call.detail = detail;
+        call.header = std::span(header).first(std::min(header.size(), Board::kHeaderWords));
+        GilIdle idle;
+        auto from_header = [&](const int64_t* words) {
+          idle.resume();
+          std::vector<int64_t> all(words, words + Board::kHeaderWords);
+          const auto made = nb::cast<std::pair<uintptr_t, size_t>>(allocate(nb::cast(all)));
+          return shm::Chunk{at<char>(made.first), made.second};
+        };
+        std::function<shm::Chunk(const int64_t*)> make;
+        if (!allocate.is_none()) make = from_header;
+        shm::scatter(b, call, at<void>(in), {at<char>(out), bytes}, make, root, idle);
+      },
+      "board"_a, "fingerprint"_a, "detail"_a, "header"_a, "source"_a, "out"_a, "nbytes"_a,
+      "allocate"_a.none(), "root"_a,
+      "`allocate`, or None: makes (address, bytes) of the output from the root's header.");
   m.def("board_all_to_all", [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
                                const std::vector<size_t>& sent, const std::vector<size_t>& received,
                                const std::vector<size_t>& starts, size_t longest) {

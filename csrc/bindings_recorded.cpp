@@ -6,7 +6,8 @@
 namespace pycomm {
 
 const char* const kKindNames[] = {"barrier",        "all_reduce", "broadcast", "all_gather",
-                                  "reduce_scatter", "send",       "recv"};
+                                  "reduce_scatter", "reduce",     "gather",    "scatter",
+                                  "all_to_all",     "send",       "recv"};
 const char* const kOpNames[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
 
 namespace {

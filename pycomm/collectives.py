@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from pycomm import arrays
+from pycomm._native import Board
 from pycomm.arrays import NOTHING, View, is_tensor, view
 from pycomm.dispatch import Dispatcher, Part
 from pycomm.errors import ArgumentError
 from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
 from pycomm.transport.job import Job
-from pycomm.types import DTYPES, DType, ReduceOp, resolve_op
+from pycomm.transport.shm import NeverQuick
+from pycomm.types import DTYPES, ReduceOp, resolve_op
 
 _HEADER_ENTRIES = 80
 """Of what a scatter's root says ahead: dtype, kind of array, dimensions, and up to 77 of these."""
@@ -26,6 +28,7 @@ class Collectives:
     rank: int
     size: int
     _collectives: Dispatcher
+    _quick: Board | NeverQuick
 
     def reduce(
         self,
@@ -51,6 +54,9 @@ class Collectives:
         Returns:
             `x` on the root, None on the others; or a Work whose result that is.
         """
+        simple = not async_op and algorithm is None and order is None
+        if simple and self._quick.quick_reduce(x, root, op):
+            return x if self.rank == root else None
         mine = self.rank == checked_rank(root, "root", self.rank, self.size)
         source = view(x, result=mine)
         target = source if mine else NOTHING
@@ -79,6 +85,8 @@ class Collectives:
         Returns:
             (size, *x.shape) in rank order on the root, None on the others; or a Work of that.
         """
+        if not async_op and algorithm is None and self._quick.quick_gather(x, root, out):
+            return out if self.rank == root else None
         source, shape, target = view(x), tuple(x.shape), NOTHING
         if self.rank == checked_rank(root, "root", self.rank, self.size):
             target = self._output(out, (self.size, *shape), source, is_tensor(x))
@@ -97,7 +105,7 @@ class Collectives:
     ) -> Any:
         """Give every rank its part of the root's `x`.
 
-        Dtype and shape go ahead of the data: that costs one broadcast of 640 bytes.
+        The root tells dtype and shape: between hosts, in a broadcast of 640 bytes ahead.
 
         Args:
             x: (size, …) on the root; ignored elsewhere, where it may be None.
@@ -114,6 +122,8 @@ class Collectives:
             MismatchError: some rank's `out` has not the shape and dtype of a part; nothing was
                 changed.
         """
+        if not async_op and algorithm is None and self._quick.quick_scatter(x, root, out):
+            return out
         source, target = NOTHING, None
         shape: Shape = ()
         if self.rank == checked_rank(root, "root", self.rank, self.size):
@@ -122,18 +132,27 @@ class Collectives:
             target = self._output(out, shape, source, is_tensor(x))
         elif out is not None:
             target, shape = view(out, result=True), tuple(out.shape)
-        self._collectives.choose("scatter", 0, algorithm, None)
-        header = _header(shape, source.dtype, is_tensor(x))
+        chosen = self._collectives.choose("scatter", 0, algorithm, None).algorithm
+        header = (source.dtype.code, int(is_tensor(x)), len(shape), *shape)
+        if chosen.name == "direct":
+            job = self._scatter_job(root, source, target, shape)
+            job.header = header if self.rank == root else ()
+            return self._collectives.start(job, out, async_op, algorithm)
 
         def parts(part: Part) -> Any:
-            name, ahead = f"scatter(root={root})", view(header)
+            name, ahead = f"scatter(root={root})", view(_padded(header))
             part(Job("broadcast", ahead.dtype, output=ahead, root=root, part_of=name), None)
-            chunk, result = (shape, target) if target else _allocated(header)
-            counts = (result.count,) * self.size
-            job = Job("scatter", result.dtype, source, result, counts, root=root, shape=chunk)
+            chunk, result = (shape, target) if target else _allocated(ahead.owner)
+            job = self._scatter_job(root, source, result, chunk)
             return part(job, out, algorithm)
 
         return self._collectives.start_parts(parts, async_op)
+
+    def _scatter_job(self, root: int, source: View, target: View | None, chunk: Shape) -> Job:
+        if target is None:
+            return Job("scatter", source.dtype, root=root, allocate=lambda h: _allocated(h)[1])
+        counts = (target.count,) * self.size
+        return Job("scatter", target.dtype, source, target, counts, root=root, shape=chunk)
 
     def all_to_all(
         self,
@@ -167,6 +186,10 @@ class Collectives:
             MismatchError: a rank expects other counts than are sent to it; on every rank, and
                 nothing was changed.
         """
+        simple = out is not None and send_counts is None and recv_counts is None
+        simple = simple and not async_op and algorithm is None
+        if simple and self._quick.quick_all_to_all(x, out):
+            return out
         source, shape = view(x), tuple(x.shape)
         if send_counts is None and recv_counts is not None:
             raise ArgumentError(f"rank {self.rank}: recv_counts= needs send_counts=, too")
@@ -224,13 +247,11 @@ class Collectives:
         return target
 
 
-def _header(shape: Shape, dtype: DType, as_tensor: bool) -> np.ndarray:
-    header = np.zeros(_HEADER_ENTRIES, np.int64)
-    header[: 3 + len(shape)] = (dtype.code, as_tensor, len(shape), *shape)
-    return header
+def _padded(header: Sequence[int]) -> np.ndarray:
+    return np.array([*header, *[0] * (_HEADER_ENTRIES - len(header))], np.int64)
 
 
-def _allocated(header: np.ndarray) -> tuple[Shape, View]:
-    code, as_tensor, dimensions, *rest = header.tolist()
+def _allocated(header: Sequence[int]) -> tuple[Shape, View]:
+    code, as_tensor, dimensions, *rest = map(int, header)
     shape = tuple(rest[:dimensions])
     return shape, arrays.empty(shape, list(DTYPES.values())[code], bool(as_tensor))

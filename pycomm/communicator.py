@@ -154,7 +154,6 @@ class Communicator(Collectives, Messages):
             (size, *x.shape) in rank order; with `counts`, (sum(counts), *x.shape[1:]).
         """
         simple = out is not None and counts is None and not async_op and algorithm is None
-        simple = simple and tuple(out.shape) == (self.size, *x.shape)
         if simple and self._quick.quick_all_gather(x, out):
             return out
         source = view(x)
@@ -186,8 +185,7 @@ class Communicator(Collectives, Messages):
             (k, …), or (counts[rank], …): rank r has the r-th rows.
         """
         simple = out is not None and counts is None and not async_op and algorithm is None
-        simple = simple and order is None and tuple(x.shape[1:]) == tuple(out.shape[1:])
-        if simple and self._quick.quick_reduce_scatter(x, op, out):
+        if simple and order is None and self._quick.quick_reduce_scatter(x, op, out):
             return out
         source = view(x)
         shape, elements = scattered(tuple(x.shape), self.rank, self.size, counts)

@@ -15,8 +15,8 @@ from pycomm.errors import ArgumentError
 _logger = logging.getLogger("pycomm")
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class Config:
 
     timeout: float = _option(300.0, "Seconds without progress after which an operation fails.")
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
-    cross_memory: bool = _option(True, "Read and write other ranks' memory where the kernel lets.")
     order: str = _option("", "'rank' adds in rank order between hosts, too; rank 0's counts.")
     algorithm: str = _option(
         "", "'ring' is used wherever it exists, '^ring,pairwise' are not; rank 0's counts."
     )
     tuning: str = _option("", "The file of measured costs, instead of the one in ~/.cache/pycomm.")
+    peer_reads: str = _option(
+        "auto",
+        "Read large ordinary arrays of ranks on this host without their help: 'auto' from huge "
+        "pages, where that is faster.",
+        ("never", "auto", "always"),
+    )
     max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
     checksums: int = _option(
         0, "Data parallel: compare the replicas' parameters every so many steps; 0 does not."
@@ -52,7 +57,7 @@ class Config:
         values = {}
         for name in given(environment):
             if option := SETTINGS.get(name):
-                values[option.name] = _parse(name, environment[name], type(option.default))
+                values[option.name] = _parse(name, environment[name], option)
             else:
                 _logger.warning("%s", unknown(name))
         return cls(**values)
@@ -73,11 +78,13 @@ def unknown(name: str) -> str:
     return f"{name} is not a setting: did you mean {' or '.join(near)}?"
 
 
-def _parse(name: str, text: str, kind: type) -> Any:
+def _parse(name: str, text: str, option: dataclasses.Field) -> Any:
+    kind: type = type(option.default)
+    choices = option.metadata["choices"]
     try:
         if kind is bool:
             return {"0": False, "1": True, "false": False, "true": True}[text.lower()]
-        return kind(text)
+        return choices[choices.index(text)] if choices else kind(text)
     except (KeyError, ValueError):
-        expected = "0 or 1" if kind is bool else kind.__name__
+        expected = " or ".join(choices) or ("0 or 1" if kind is bool else kind.__name__)
         raise ArgumentError(f"{name}={text!r} cannot be used: expected {expected}") from None

@@ -14,7 +14,7 @@ from pycomm.algorithms.registry import Algorithm, find
 from pycomm.arrays import NOTHING, View, unpack, view
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
-from pycomm.guard import ROOTED, call_site, describe, fingerprint, guard
+from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
 from pycomm.kernels.base import Kernels
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
@@ -165,7 +165,7 @@ class Dispatcher:
 
     def _prepare(self, job: Job, name: str | None, order: str | None) -> Algorithm:
         chosen = self.choose(job.kind, job.nbytes, name, order).algorithm
-        job.fingerprint = fingerprint(job, chosen.name)
+        job.fingerprint, job.detail = fingerprint(job, chosen.name), detail(job)
         return chosen
 
     def _in_turn(self, run: Callable[[str | None], Any], async_op: bool) -> Any:

@@ -32,9 +32,18 @@ def fingerprint(job: Job, algorithm: str) -> int:
     """Return 64 bits that differ for different calls, and are the same in every process."""
     elements = job.elements if isinstance(job.elements, tuple) else (job.elements,)
     plain = algorithm == "direct" and not job.part_of
+    if plain and job.kind == "scatter":
+        return _native.fingerprint(job.kind, 0, 0, job.root, ())
     kind = job.kind if plain else f"{job.kind}/{algorithm}/{job.part_of}"
     op = job.op.code if job.op.name in OPS[:-1] else _digest(job.op)
     return _native.fingerprint(kind, job.dtype.code, op, job.root, elements)
+
+
+def detail(job: Job) -> int:
+    """Return what tells the chunks of a scatter apart; 0 on ranks that take any, and elsewhere."""
+    if job.kind != "scatter" or job.allocate:
+        return 0
+    return _native.fingerprint("chunk", job.dtype.code, 0, 0, job.shape or ())
 
 
 @lru_cache(maxsize=1024)
@@ -52,8 +61,8 @@ def call_site(frame: FrameType | None = None) -> str:
 
 def describe(job: Job, algorithm: str, site: str) -> str:
     """Return a call in words, for the error on ranks that made another."""
-    if job.part_of:
-        return f"{job.part_of} at {site}"
+    if job.part_of or job.allocate:
+        return f"{job.part_of or f'scatter(root={job.root})'} at {site}"
     words = [f"op={job.op.name!r}"] if "reduce" in job.kind else []
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
     words += [f"root={job.root}"] if job.kind in ROOTED else []

@@ -42,7 +42,7 @@ class Links:
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
             world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
-            mates, direct = world.neighbours.mates(), world.config.cross_memory
+            mates, direct = world.neighbours.mates(), world.config.peer_reads != "never"
             world.mailbox.connect(exchange, mates, direct)
             if world.neighbours.machines(range(world.wire.size)) > 1:
                 world.wire.abort_on_failure()
@@ -100,6 +100,7 @@ class Links:
             self._stats,
             self._peers,
             ranks,
+            self._world.config.peer_reads,
         )
         if memory:
             memory.serve(self._world.mailbox.memory)

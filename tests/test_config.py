@@ -35,6 +35,7 @@ def test_unknown_names_are_warned_about_with_the_nearest(caplog):
         ("TIMEOUT", "soon", "float"),
         ("SHARED_MEMORY", "maybe", "0 or 1"),
         ("MAX_MESSAGE_BYTES", "1.5", "int"),
+        ("PEER_READS", "often", "never or auto or always"),
     ],
 )
 def test_values_of_another_type_are_errors(name, value, expected):

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "shm/mailbox.h"
+#include "shm/remote.h"
 
 namespace pycomm::shm {
 namespace {
@@ -18,8 +19,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 size_t Board::bytes(int size) {
-  return size_t(size) *
-             (2 * sizeof(Line) + sizeof(Phase) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
+  return size_t(size) * (2 * sizeof(Line) + 2 * sizeof(Header) + sizeof(Phase) + sizeof(Presence) +
+                         sizeof(Note) + kStagingBytes) +
          4096;
 }
 
@@ -30,6 +31,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
       spins_(crowded ? 20 : 4000),
       small_bytes_(crowded ? kSmallBytes : kSmallBytes / 16),
       timeout_(timeout),
+      probe_(segment_.nonce() + uint64_t(rank)),
       peer_slabs_(size) {
   char* at = segment_.data();
   auto place = [&](auto*& array, size_t count) {
@@ -37,11 +39,14 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
     at += count * sizeof(*array);
   };
   place(lines_, 2 * size);
+  place(headers_, 2 * size);
   place(phases_, size);
   place(presence_, size);
   place(notes_, size);
   staging_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + 4095) & ~uintptr_t(4095));
   presence_[rank].pid = getpid();
+  presence_[rank].probe_at = reinterpret_cast<uintptr_t>(&probe_);
+  presence_[rank].probe = probe_;
 }
 
 Board::~Board() { depart(); }
@@ -51,12 +56,14 @@ void Board::depart() {
   presence_[rank_].departed.store(1, std::memory_order_release);
 }
 
-Path Board::open(uint64_t fingerprint, const void* data, size_t bytes, Idle& idle) {
+Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   if (failure_) std::rethrow_exception(failure_);
   sequence_++;
   Line& mine = line(rank_);
-  mine.fingerprint = fingerprint;
-  offer(data, bytes);
+  mine.fingerprint = call.fingerprint;
+  mine.detail = call.detail;
+  std::ranges::copy(call.header, headers_[2 * rank_ + sequence_ % 2].words);
+  offer(call, data, bytes);
   mine.epoch.publish(sequence_);
   for (int r = 0; r < size_; r++)
     if (r != rank_) await(line(r).epoch, sequence_, r, idle);
@@ -70,9 +77,14 @@ void Board::fail(Failed failed) {
 }
 
 // Small data are copied before the line is published; large data are only pointed at.
-void Board::offer(const void* data, size_t bytes) {
+void Board::offer(const Call& call, const void* data, size_t bytes) {
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
+  mine.reads = call.remote && can_read_peers();
+  if (!data && call.target && bytes >= kTargetBytes) {
+    mine.place = Slabs::instance().find(call.target);
+    if (mine.place.serial) mine.offer = Offer::target;
+  }
   if (!data || !bytes) return;
   if (bytes <= Line::kPayloadBytes) {
     mine.offer = Offer::line;
@@ -84,18 +96,50 @@ void Board::offer(const void* data, size_t bytes) {
                : bytes <= small_bytes_ ? Offer::staged
                                        : Offer::ordinary;
   if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
+  if (mine.offer == Offer::ordinary && mine.reads && worth_reading(data, bytes)) {
+    mine.offer = Offer::remote;
+    mine.place.offset = reinterpret_cast<uintptr_t>(data);
+  }
+}
+
+bool Board::worth_reading(const void* data, size_t bytes) const {
+  return bytes >= kRemoteBytes && (peer_reads == PeerReads::always || in_huge_pages(data, bytes));
+}
+
+// Tried once, when it is first of use: by then all ranks are there.
+bool Board::can_read_peers() {
+  if (peer_reads == PeerReads::never) return false;
+  if (!reads_) {
+    reads_ = true;
+    for (int r = 0; r < size_ && *reads_; r++) {
+      const Presence& there = presence_[r];
+      uint64_t got = 0;
+      const int error =
+          read_process(there.pid, reinterpret_cast<char*>(&got), there.probe_at, sizeof(got));
+      reads_ = !error && got == there.probe;
+    }
+  }
+  return *reads_;
 }
 
 // From what all ranks offered, so that all come to the same conclusion.
 Path Board::agree() {
-  bool staged = true, in_place = true;
+  bool staged = true, in_place = true, remote = true;
+  uint64_t detail = 0;
   for (int r = 0; r < size_; r++) {
     if (line(r).fingerprint != line(rank_).fingerprint) fail(Mismatch{});
+    if (detail && line(r).detail && line(r).detail != detail) fail(Mismatch{});
+    detail |= line(r).detail;
     const Offer o = line(r).offer;
-    staged = staged && (o == Offer::nothing || o == Offer::line || o == Offer::staged);
-    in_place = in_place && (o == Offer::nothing || o == Offer::slab);
+    const bool nothing = o == Offer::nothing || o == Offer::target;
+    staged = staged && (nothing || o == Offer::line || o == Offer::staged);
+    in_place = in_place && (nothing || o == Offer::slab);
+    remote = remote && line(r).reads && o != Offer::ordinary;
   }
-  return staged ? Path::staged : in_place ? Path::in_place : Path::pipelined;
+  return staged     ? Path::staged
+         : in_place ? Path::in_place
+         : remote   ? Path::remote
+                    : Path::pipelined;
 }
 
 char* Board::source(int r) {
@@ -113,6 +157,14 @@ const std::vector<char*>& Board::sources(size_t offset_bytes) {
   sources_.resize(size_);
   for (int r = 0; r < size_; r++) sources_[r] = source(r) + offset_bytes;
   return sources_;
+}
+
+void Board::take(int r, size_t offset, char* to, size_t bytes, const CopyOut& copy_out) {
+  if (!bytes) return;
+  if (line(r).offer != Offer::remote) return copy_out(to, source(r) + offset, bytes);
+  const int error = read_process(presence_[r].pid, to, line(r).place.offset + offset, bytes);
+  if (error) depart(), fail(Unreadable{r, error});
+  peer_reads_done++;
 }
 
 char* Board::slab_memory(int r) {

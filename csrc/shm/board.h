@@ -11,11 +11,14 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "flight.h"
+#include "shm/copy.h"
 #include "shm/counter.h"
 #include "shm/failure.h"
 #include "shm/segment.h"
@@ -38,29 +41,48 @@ struct Idle {
   }
 };
 
+// When the ordinary memory of other ranks may be read directly.
+enum class PeerReads { never, in_huge_pages, always };
+
 // How a rank offers its data in an opening.
-enum class Offer : uint32_t { nothing, line, staged, slab, ordinary };
+enum class Offer : uint32_t { nothing, target, line, staged, slab, remote, ordinary };
 
 struct alignas(128) Line {
   Counter epoch;
   uint64_t fingerprint;
-  Place place;
+  uint64_t detail;
+  Place place;  // remote: the address is its offset
   Offer offer;
-  static constexpr size_t kPayloadBytes = 72;
+  bool reads;  // can read the ordinary memory of all others
+  static constexpr size_t kPayloadBytes = 64;
   alignas(8) char payload[kPayloadBytes];
 };
 static_assert(sizeof(Line) == 128);
 
+// What a rank opens. All ranks must give the same fingerprint, and those that know the detail (not
+// 0) the same detail. `header` is for ranks that do not, see Board::header.
+struct Call {
+  Call(uint64_t fingerprint) : fingerprint(fingerprint) {}
+  uint64_t fingerprint;
+  uint64_t detail = 0;
+  std::span<const int64_t> header = {};
+  bool remote = false;           // whether it can take Path::remote; the same on every rank
+  const void* target = nullptr;  // without data: symmetric memory that others may write to
+};
+
 // What the opening found out: all data readable where `Board::source` says, in staging (no closing
-// is needed) or in place (close() before anyone returns); or to be moved through staging piece by
-// piece.
-enum class Path { staged, in_place, pipelined };
+// is needed) or in place (barrier() before anyone returns); some of it in ordinary memory that can
+// be read (likewise, but by `Board::take` only); or to be moved through staging piece by piece.
+enum class Path { staged, in_place, remote, pipelined };
 
 class Board {
  public:
   static constexpr size_t kSmallBytes = size_t(128) << 10;    // room to stage data whole
   static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
+  static constexpr size_t kRemoteBytes = size_t(256) << 10;  // below, copying twice is cheaper
+  static constexpr size_t kTargetBytes = size_t(256) << 10;  // below, one rank alone is as fast
+  static constexpr size_t kHeaderWords = 80;
 
   static size_t bytes(int size);
 
@@ -75,22 +97,45 @@ class Board {
   uint64_t waited_ns() const { return waited_ns_; }
 
   // What was done the quick way, which Python's own counters do not see.
-  enum Kind { kBarrier, kAllReduce, kBroadcast, kAllGather, kReduceScatter, kKinds };
+  enum Kind {
+    kBarrier,
+    kAllReduce,
+    kBroadcast,
+    kAllGather,
+    kReduceScatter,
+    kReduce,
+    kGather,
+    kScatter,
+    kAllToAll,
+    kKinds
+  };
   struct Count {
     uint64_t operations = 0, bytes = 0, busy_ns = 0, waited_ns = 0;
   };
   Count& counted(size_t kind) { return counts_[kind]; }
   bool quick = true;
   flight::Flight* flight = nullptr;  // where they are recorded
+  PeerReads peer_reads = PeerReads::in_huge_pages;
+  uint64_t peer_reads_done = 0;  // chunks of others
 
-  // Opens an operation: publishes the fingerprint and `bytes` at `data` (null: offers nothing),
-  // waits for all, and throws Mismatch if fingerprints differ. After a Failure it throws that
-  // again.
-  Path open(uint64_t fingerprint, const void* data, size_t bytes, Idle&);
+  // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
+  // all, and throws Mismatch if calls differ. After a Failure it throws that again.
+  Path open(const Call&, const void* data, size_t bytes, Idle&);
+
+  // After open(): the header that rank r gave, undefined beyond its length.
+  const int64_t* header(int r) const { return headers_[2 * r + sequence_ % 2].words; }
 
   // After open() returned staged or in_place: what rank r offered.
   char* source(int r);
   const std::vector<char*>& sources(size_t offset_bytes = 0);  // valid until the next call
+
+  // After open() returned in_place or remote: whether others may write what rank r gets, and where.
+  bool has_target(int r) { return line(r).offer == Offer::target; }
+  char* target(int r) { return slab_memory(r); }
+
+  // Unless open() returned pipelined: copies `bytes` at `offset` of what rank r offered. Throws
+  // Unreadable, and lets others have Departed.
+  void take(int r, size_t offset, char* to, size_t bytes, const CopyOut&);
 
   // Returns when all ranks have called it as often as this one.
   void barrier(Idle&);
@@ -119,9 +164,13 @@ class Board {
   struct alignas(128) Phase {
     Counter passed;
   };
+  struct alignas(128) Header {
+    int64_t words[kHeaderWords];
+  };
   struct alignas(128) Presence {
     std::atomic<uint32_t> departed;
     int32_t pid;
+    uint64_t probe_at, probe;  // the address of a number in that process, and the number
   };
   struct alignas(128) Note {
     Counter epoch;
@@ -134,7 +183,9 @@ class Board {
   char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
-  void offer(const void* data, size_t bytes);
+  void offer(const Call&, const void* data, size_t bytes);
+  bool worth_reading(const void* data, size_t bytes) const;
+  bool can_read_peers();
   template <class Failed>
   [[noreturn]] void fail(Failed);
   Path agree();
@@ -146,16 +197,18 @@ class Board {
   int rank_, size_, spins_;
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
   size_t small_bytes_;
-  // than a copy
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
   std::exception_ptr failure_;
+  std::optional<bool> reads_;  // whether reading peers works; unknown until it is tried
+  const uint64_t probe_;
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;
   Mailbox* mailbox_ = nullptr;
   std::vector<int> processes_;
   Line* lines_;
+  Header* headers_;
   Phase* phases_;
   Presence* presence_;
   Note* notes_;

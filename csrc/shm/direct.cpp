@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "shm/copy.h"
 #include "shm/pieces.h"
 
 namespace pycomm::shm {
@@ -75,6 +76,7 @@ void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu
       return;
     case Path::in_place:
       return reduce_in_place(board, count, r, root, idle);
+    case Path::remote:  // never asked for here
     case Path::pipelined:
       return reduce_pipelined(board, static_cast<char*>(data), count, r, root, idle);
   }
@@ -123,22 +125,29 @@ void reduce(Board& board, uint64_t fingerprint, void* data, size_t count, cpu::R
 }
 
 void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int root, Idle& idle) {
-  const bool mine = board.rank() == root;
+  const int me = board.rank(), size = board.size();
+  const bool mine = me == root;
   if (bytes > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, mine ? data : nullptr, bytes, idle);
+  Call call = fingerprint;
+  call.target = data;
+  const Path path = board.open(call, mine ? data : nullptr, bytes, idle);
+  const CopyOut copy_out(bytes * size_t(size));
   char* to = static_cast<char*>(data);
   if (path != Path::pipelined) {
-    if (!mine && bytes) std::memcpy(to, board.source(root), bytes);
+    const size_t own = own_part(bytes, size);
+    if (!mine) copy_out(to, board.source(root), board.has_target(me) ? own : bytes);
+    for (int p = 0; p < size && mine; p++)
+      if (board.has_target(p)) copy_out(board.target(p) + own, to + own, bytes - own);
     if (path == Path::in_place) board.barrier(idle);
     return;
   }
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return std::min(per, bytes - k * per); };
   auto bring = [&](size_t k) {
-    if (mine) std::memcpy(board.piece_in(root, k), to + k * per, length(k));
+    if (mine) copy(board.piece_in(root, k), to + k * per, length(k));
   };
   auto consume = [&](size_t k) {
-    if (!mine) std::memcpy(to + k * per, board.piece_in(root, k), length(k));
+    if (!mine) copy_out(to + k * per, board.piece_in(root, k), length(k));
   };
   pipeline(board, (bytes + per - 1) / per, idle, bring, consume);
 }
@@ -149,12 +158,15 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
   char* to = static_cast<char*>(out);
   auto bytes = [&](int p) { return offsets[p + 1] - offsets[p]; };
   if (offsets[size] > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, in, bytes(me), idle);
-  if (to + offsets[me] != in && bytes(me)) std::memcpy(to + offsets[me], in, bytes(me));
+  Call call = fingerprint;
+  call.remote = true;
+  const Path path = board.open(call, in, bytes(me), idle);
+  const CopyOut copy_out(offsets[size] * size_t(1 + size));
+  copy_out(to + offsets[me], static_cast<const char*>(in), bytes(me));
   if (path != Path::pipelined) {
     for (int p = 0; p < size; p++)
-      if (p != me && bytes(p)) std::memcpy(to + offsets[p], board.source(p), bytes(p));
-    if (path == Path::in_place) board.barrier(idle);
+      if (p != me) board.take(p, 0, to + offsets[p], bytes(p), copy_out);
+    if (path != Path::staged) board.barrier(idle);
     return;
   }
   size_t longest = 0;
@@ -164,13 +176,12 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
     return std::min(per, bytes(p) - std::min(bytes(p), k * per));
   };
   auto bring = [&](size_t k) {
-    if (length(me, k))
-      std::memcpy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
+    copy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)
       if (p != me && length(p, k))
-        std::memcpy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
+        copy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
   };
   pipeline(board, (longest + per - 1) / per, idle, bring, consume);
 }

@@ -1,17 +1,16 @@
 #include "shm/exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "shm/copy.h"
 #include "shm/pieces.h"
 
 namespace pycomm::shm {
 namespace {
 
-void copy(char* to, const char* from, size_t bytes) {
-  if (bytes && to != from) std::memcpy(to, from, bytes);
-}
+// Of a root's memory that the others read while it waits; beyond, copying it twice keeps all busy.
+constexpr size_t kReadAloneBytes = size_t(2) << 20;
 
 size_t pieces_of(size_t bytes, size_t per) { return (bytes + per - 1) / per; }
 
@@ -29,7 +28,8 @@ struct Slots {
   size_t per;
 };
 
-void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root, Idle& idle) {
+void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
+                      const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return piece_bytes(bytes, per, k); };
@@ -38,13 +38,13 @@ void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
-      if (p != root) copy(out + size_t(p) * bytes + k * per, board.piece_in(p, k), length(k));
+      if (p != root) copy_out(out + size_t(p) * bytes + k * per, board.piece_in(p, k), length(k));
   };
   pipeline(board, pieces_of(bytes, per), idle, bring, consume);
 }
 
 void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
-                       Idle& idle) {
+                       const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
   const Slots slots(size);
   auto length = [&](size_t k) { return piece_bytes(bytes, slots.per, k); };
@@ -56,7 +56,7 @@ void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, in
   };
   auto consume = [&](size_t k) {
     if (me != root)
-      copy(out + k * slots.per, board.piece_in(root, k) + slots.at(root, me), length(k));
+      copy_out(out + k * slots.per, board.piece_in(root, k) + slots.at(root, me), length(k));
   };
   pipeline(board, pieces_of(bytes, slots.per), idle, bring, consume);
 }
@@ -84,33 +84,51 @@ void all_to_all_pipelined(Board& board, const char* in, char* out, const Traffic
 
 void gather(Board& board, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
             Idle& idle) {
-  const bool mine = board.rank() == root;
+  const int me = board.rank(), size = board.size();
+  const bool mine = me == root;
   auto* from = static_cast<const char*>(in);
   auto* to = static_cast<char*>(out);
-  if (bytes * size_t(board.size()) > Board::kSmallBytes) idle.park();
-  const Path path = board.open(fingerprint, mine ? nullptr : in, bytes, idle);
-  if (mine) copy(to + size_t(root) * bytes, from, bytes);
-  if (path == Path::pipelined) return gather_pipelined(board, from, to, bytes, root, idle);
-  for (int p = 0; p < board.size() && mine; p++)
-    if (p != root && bytes) copy(to + size_t(p) * bytes, board.source(p), bytes);
+  if (bytes * size_t(size) > Board::kSmallBytes) idle.park();
+  Call call = fingerprint;
+  call.target = out;
+  const Path path = board.open(call, mine ? nullptr : in, bytes, idle);
+  const CopyOut copy_out(2 * bytes * size_t(size));
+  if (mine) copy_out(to + size_t(root) * bytes, from, bytes);
+  if (path == Path::pipelined)
+    return gather_pipelined(board, from, to, bytes, root, copy_out, idle);
+  const bool given = board.has_target(root);
+  const size_t begin = given ? own_part(bytes, size) : 0;  // the root takes the rest
+  if (!mine && given) copy_out(board.target(root) + size_t(me) * bytes, from, begin);
+  for (int p = 0; p < size && mine; p++)
+    if (p != root && bytes)
+      copy_out(to + size_t(p) * bytes + begin, board.source(p) + begin, bytes - begin);
   if (path == Path::in_place) board.barrier(idle);
 }
 
-void scatter(Board& board, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
-             Idle& idle) {
+void scatter(Board& board, Call call, const void* in, Chunk out,
+             const std::function<Chunk(const int64_t* header)>& allocate, int root, Idle& idle) {
   const int me = board.rank(), size = board.size();
   auto* from = static_cast<const char*>(in);
-  auto* to = static_cast<char*>(out);
-  std::vector<size_t> offsets(size_t(size) + 1);
-  for (int p = 0; p <= size; p++) offsets[p] = size_t(p) * bytes;
-  const Offered offered(offsets.data(), root, size);
+  Offered offered(out.bytes, root, size);
   if (offered.bytes() > Board::kSmallBytes) idle.park();
   const char* offer = me == root && offered.bytes() ? from + offered.begin : nullptr;
-  const Path path = board.open(fingerprint, offer, offered.bytes(), idle);
-  if (me == root) copy(to, from + offsets[root], bytes);
-  if (path == Path::pipelined) return scatter_pipelined(board, from, to, bytes, root, idle);
-  if (me != root && bytes) copy(to, board.source(root) + offsets[me] - offered.begin, bytes);
-  if (path == Path::in_place) board.barrier(idle);
+  call.target = me == root ? nullptr : out.data;
+  call.remote = me != root || offered.bytes() <= kReadAloneBytes;
+  const Path path = board.open(call, offer, offered.bytes(), idle);
+  if (allocate) out = allocate(board.header(root)), offered = {out.bytes, root, size};
+  const auto [to, bytes] = out;
+  const CopyOut copy_out(2 * bytes * size_t(size));
+  if (me == root) copy_out(to, from + size_t(root) * bytes, bytes);
+  if (path == Path::pipelined)
+    return scatter_pipelined(board, from, to, bytes, root, copy_out, idle);
+  const size_t own = own_part(bytes, size);
+  if (me != root)
+    board.take(root, size_t(me) * bytes - offered.begin, to, board.has_target(me) ? own : bytes,
+               copy_out);
+  for (int p = 0; p < size && me == root; p++)
+    if (board.has_target(p))
+      copy_out(board.target(p) + own, from + size_t(p) * bytes + own, bytes - own);
+  if (path != Path::staged) board.barrier(idle);
 }
 
 void all_to_all(Board& board, uint64_t fingerprint, const void* in, void* out, const Traffic& t,
@@ -122,12 +140,15 @@ void all_to_all(Board& board, uint64_t fingerprint, const void* in, void* out, c
   const Offered offered(t.sent, me, size);
   if (std::max(offered.bytes(), t.received[size]) > Board::kSmallBytes) idle.park();
   const char* offer = offered.bytes() ? from + offered.begin : nullptr;
-  const Path path = board.open(fingerprint, offer, offered.bytes(), idle);
-  copy(to + t.received[me], from + t.sent[me], bytes(me));
+  Call call = fingerprint;
+  call.remote = true;
+  const Path path = board.open(call, offer, offered.bytes(), idle);
+  const CopyOut copy_out((t.sent[size] + t.received[size]) * size_t(size));
+  copy_out(to + t.received[me], from + t.sent[me], bytes(me));
   if (path == Path::pipelined) return all_to_all_pipelined(board, from, to, t, idle);
   for (int p = 0; p < size; p++)
-    if (p != me && bytes(p)) copy(to + t.received[p], board.source(p) + t.starts[p], bytes(p));
-  if (path == Path::in_place) board.barrier(idle);
+    if (p != me) board.take(p, t.starts[p], to + t.received[p], bytes(p), copy_out);
+  if (path != Path::staged) board.barrier(idle);
 }
 
 }  // namespace pycomm::shm

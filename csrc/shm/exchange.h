@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "shm/board.h"
 
@@ -15,10 +16,16 @@ namespace pycomm::shm {
 // may be its chunk of `out`; the others' `out` is not used.
 void gather(Board&, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root, Idle&);
 
-// All chunks, of `bytes` each, at the root's `in`; this rank's at `out`. The root's `out` may be
-// its chunk of `in`; the others' `in` is not used.
-void scatter(Board&, uint64_t fingerprint, const void* in, void* out, size_t bytes, int root,
-             Idle&);
+struct Chunk {
+  char* data;
+  size_t bytes;
+};
+
+// All chunks at the root's `in`, this rank's at `out`. The root's `out` may be its chunk of `in`;
+// the others' `in` is not used. A rank that does not know what comes gives `allocate`, which makes
+// `out` from the header of the root's call.
+void scatter(Board&, Call, const void* in, Chunk out,
+             const std::function<Chunk(const int64_t* header)>& allocate, int root, Idle&);
 
 // Where the chunks of an all_to_all lie, in bytes.
 struct Traffic {
@@ -32,6 +39,9 @@ struct Traffic {
 struct Offered {
   Offered(const size_t* offsets, int r, int size)
       : begin(r == 0 ? offsets[1] : 0), end(r == size - 1 ? offsets[r] : offsets[size]) {}
+  // Of equal chunks.
+  Offered(size_t chunk, int r, int size)
+      : begin(r == 0 ? chunk : 0), end(chunk * size_t(r == size - 1 ? r : size)) {}
   size_t bytes() const { return end > begin ? end - begin : 0; }
   size_t begin, end;
 };

@@ -10,6 +10,10 @@ struct Stalled : Failure {        // the timeout passed
   explicit Stalled(int rank) : rank(rank) {}
   int rank;
 };
+struct Unreadable : Failure {  // reading the memory of a rank's process failed with this errno
+  Unreadable(int rank, int error) : rank(rank), error(error) {}
+  int rank, error;
+};
 struct Departed : Failure {
   explicit Departed(int rank) : rank(rank) {}
   int rank;

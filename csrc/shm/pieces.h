@@ -22,6 +22,12 @@ struct Shares {
   size_t count, share;
 };
 
+// How many of the `bytes` that a rank gets from a root it copies itself where the root can write to
+// it: the root writes the rest, so that all are busy for as long. The same the other way round.
+inline size_t own_part(size_t bytes, int size) {
+  return (bytes - bytes / size_t(size)) / Shares::kLine * Shares::kLine;
+}
+
 inline void reduce(const std::vector<char*>& in, const std::vector<char*>& out, size_t count,
                    const cpu::Reduction& r) {
   cpu::reduce(reinterpret_cast<const void* const*>(in.data()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -31,6 +32,9 @@ class Job:
         shape: what the ranks compare instead of numbers of elements: the shape of a chunk, or
             of a row where the numbers of rows differ by rank.
         part_of: the public operation, in words, that this job prepares; ranks compare it, too.
+        detail: what only those ranks compare that do not have 0; see `guard.detail`.
+        header: what a scatter's root says of a chunk.
+        allocate: makes the output of a scatter from that, on ranks that have none.
     """
 
     kind: str
@@ -44,8 +48,11 @@ class Job:
     sent: tuple[tuple[int, ...], ...] = ()
     shape: tuple[int, ...] | None = None
     part_of: str = ""
+    detail: int = 0
+    header: tuple[int, ...] = ()
+    allocate: Callable[[Sequence[int]], View] | None = None
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """The size of the larger of input and output on the rank where it is largest."""
         if not self.counts:

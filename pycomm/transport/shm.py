@@ -144,6 +144,7 @@ class SharedMemory(Transport):
         stats: Stats,
         peers: Reporter,
         names: Sequence[int],
+        peer_reads: str,
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -155,6 +156,7 @@ class SharedMemory(Transport):
             stats: where waiting is counted.
             peers: says where everyone is, for error messages.
             names: what error messages call the ranks.
+            peer_reads: as in Config.
         """
         rank, size = messages.rank, messages.size
         board = share(
@@ -163,7 +165,10 @@ class SharedMemory(Transport):
             exchange,
             0 if rank > 0 else None,
         )
-        return cls(board, messages, timeout, stats, peers, names) if board else None
+        if board is None:
+            return None
+        board.peer_reads = ("never", "auto", "always").index(peer_reads)
+        return cls(board, messages, timeout, stats, peers, names)
 
     def watch(self, waits: _native.Waits, processes: Sequence[int]) -> None:
         """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
@@ -194,6 +199,7 @@ class SharedMemory(Transport):
             CommTimeoutError: a rank did not come within the timeout.
             DepartedError: a rank has left that was waited for.
             DeadlockError: a rank that is waited for waits for this one.
+            CommError: the system does not let this rank read another's memory any more.
         """
         waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
         try:
@@ -209,6 +215,10 @@ class SharedMemory(Transport):
             raise CommTimeoutError(f"{me}: {late}\n{where}") from None
         except _native.Deadlock as error:
             raise self._peers.deadlock(error.args[0]) from None
+        except _native.Unreadable as error:
+            rank, code = error.args
+            what = f"cannot read the memory of rank {self._names[rank]}: {os.strerror(code)}"
+            raise CommError(f"{me} {what}; PYCOMM_PEER_READS=never does without") from None
         except _native.Departed as error:
             gone = f"rank {self._names[error.args[0]]} has left"
             raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None
@@ -246,8 +256,23 @@ class SharedMemory(Transport):
         _native.board_gather(self._board, job.fingerprint, source, target, nbytes, job.root)
 
     def _scatter(self, job: Job) -> None:
-        source, target, nbytes = job.input.address, job.output.address, job.output.nbytes
-        _native.board_scatter(self._board, job.fingerprint, source, target, nbytes, job.root)
+        make, source, target = job.allocate, job.input.address, job.output
+
+        def allocate(header: Sequence[int]) -> tuple[int, int]:
+            job.output = make(header) if make else job.output
+            return job.output.address, job.output.nbytes
+
+        _native.board_scatter(
+            self._board,
+            job.fingerprint,
+            job.detail,
+            job.header,
+            source,
+            target.address,
+            target.nbytes,
+            allocate if make else None,
+            job.root,
+        )
 
     def _all_to_all(self, job: Job) -> None:
         source, target = job.input.address, job.output.address

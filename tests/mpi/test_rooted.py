@@ -202,19 +202,6 @@ def test_scatter_in_place_on_the_root(comm):
     assert np.array_equal(out, np.arange(50_000) + comm.rank * 50_000)
 
 
-def test_an_out_of_another_size_is_a_mismatch_on_every_rank(comm):
-    if comm.size == 1:
-        pytest.skip("the root's own out= is compared with its own x")
-    other = comm.split(0)
-    out = np.full(4 if comm.rank else 3, 7.0, np.float32)
-    with pytest.raises(pycomm.MismatchError, match=r"(?s)scatter\(root=0.*rank 1: scatter.*\(4,\)"):
-        other.scatter(np.zeros((comm.size, 3), np.float32), 0, out)
-    assert (out == 7).all()
-    with pytest.raises(pycomm.CommError, match="failed before"):
-        other.barrier()
-    other.close()
-
-
 # ---- all of them
 
 
@@ -260,7 +247,7 @@ def test_ranks_that_disagree_are_told_both_sides(comm):
         other.gather(np.zeros(3) if comm.rank == 0 else np.zeros((3, 1)))
     other.close()
     other, x = comm.split(0), np.arange(80)
-    with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter\(root=0\).*broadcast\("):
+    with pytest.raises(pycomm.MismatchError, match=r"(?s)rank 0: scatter\(root=0.*broadcast\("):
         other.scatter(np.zeros((comm.size, 3))) if comm.rank == 0 else other.broadcast(x)
     assert (x == np.arange(80)).all()
     other.close()

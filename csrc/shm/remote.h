@@ -1,0 +1,16 @@
+// Reading the ordinary memory of another process, where the system allows it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pycomm::shm {
+
+// Copies `bytes` at `from` in process `pid`. Returns 0 or errno, then with a part copied.
+int read_process(int pid, char* to, uint64_t from, size_t bytes);
+
+// Whether memory of this process lies in huge pages, by the page in its middle; false where the
+// system cannot say. Reading small ones of another process is slower than copying twice.
+bool in_huge_pages(const void* memory, size_t bytes);
+
+}  // namespace pycomm::shm
