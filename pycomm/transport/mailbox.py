@@ -11,11 +11,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -25,9 +23,10 @@ from pycomm import _native
 from pycomm.arrays import View, laid_into, view
 from pycomm.errors import CommError, MismatchError
 from pycomm.transport.base import Request
+from pycomm.transport.header import Header
 from pycomm.transport.shm import Exchange
 from pycomm.transport.wire import Wire
-from pycomm.types import DTYPES, DType
+from pycomm.types import DTYPES
 
 ANY = -1
 """As the source of a receive: whoever sends first."""
@@ -42,36 +41,7 @@ DOZE_US = 5000
 DOZE_WIRED_US = 100
 
 _logger = logging.getLogger("pycomm")
-_FIXED = struct.Struct("<IIqQHBBB")
 _BY_CODE = list(DTYPES.values())
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a message says about itself; `source` is a rank of communicator `context`."""
-
-    context: int
-    source: int
-    tag: int
-    nbytes: int
-    data_tag: int
-    dtype: DType
-    is_tensor: bool
-    shape: tuple[int, ...]
-
-    def pack(self) -> bytes:
-        """Return the header's bytes."""
-        fixed = (self.context, self.source, self.tag, self.nbytes, self.data_tag)
-        kind = (self.dtype.code, self.is_tensor, len(self.shape))
-        return _FIXED.pack(*fixed, *kind) + struct.pack(f"<{len(self.shape)}q", *self.shape)
-
-    @classmethod
-    def unpack(cls, message: np.ndarray) -> tuple[Header, np.ndarray]:
-        """Return the header at the start of `message`, and the bytes behind it."""
-        context, source, tag, nbytes, data_tag, code, is_tensor, ndim = _FIXED.unpack_from(message)
-        shape = struct.unpack_from(f"<{ndim}q", message, _FIXED.size)
-        kind = _BY_CODE[code], bool(is_tensor), shape
-        return cls(context, source, tag, nbytes, data_tag, *kind), message[_FIXED.size + 8 * ndim :]
 
 
 class Sent:
