@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -106,6 +107,8 @@ class Guard:
             sys.excepthook = self._uncaught
             atexit.register(self.depart)
             os.register_at_fork(after_in_child=self._forked)
+            if member.size > 1:
+                _end_with_parent(member.rank)
 
     def check(self) -> None:
         """Raise in a forked child, which shares its parent's connections and must not use them."""
@@ -141,6 +144,24 @@ class Guard:
             world.abort(TIMEOUT_EXIT_CODE)
         if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
             world.abort(1)  # other threads would keep the process from exiting
+
+
+def _end_with_parent(rank: int) -> None:
+    """End this process when its parent, the launcher, is killed: Open MPI leaves it running."""
+    parent = os.getppid()
+    try:
+        launcher = os.pidfd_open(parent)
+    except OSError:  # a kernel that has none
+        return
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(launcher, select.POLLIN)
+        poll.poll()
+        _logger.error("rank %d ends, since process %d, which launched it, has ended", rank, parent)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="pycomm-launcher", daemon=True).start()
 
 
 guard = Guard()

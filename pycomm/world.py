@@ -83,5 +83,9 @@ class World:
         """Return the wire tag of a communicator's collectives."""
         tag = DATA_TAGS + 1 + context
         if tag >= self.wire.tags:
-            raise CommError(f"communicator number {context} is more than this MPI has tags for")
+            raise CommError(
+                f"communicator number {context} is more than this MPI has tags for: "
+                f"it has {self.wire.tags}, and those of closed ones are not used again; "
+                "split less often, and keep the communicators"
+            )
         return tag

@@ -68,11 +68,16 @@ start = time.perf_counter()
 
 
 def run(
-    ranks: int, program: str, timeout: float = 20.0, comm_timeout: float = 60.0, **options: Any
+    ranks: int,
+    program: str,
+    timeout: float = 20.0,
+    comm_timeout: float = 60.0,
+    setup: str = "",
+    **options: Any,
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     """Run a program on ranks that have `comm`; return its result and the seconds it took."""
     start = time.perf_counter()
-    code = START.format(timeout=comm_timeout) + textwrap.dedent(program)
+    code = START.format(timeout=comm_timeout) + setup + textwrap.dedent(program)
     result = mpirun(ranks, "-c", code, timeout=timeout, **options)
     return result, time.perf_counter() - start
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
-import time
 
 import pytest
 
-from tests.launch import REPO, START, find_mpirun, mpirun, run
+from tests.launch import find_mpirun, mpirun, run
 
 pytestmark = pytest.mark.mpirun
 
@@ -117,47 +114,6 @@ def test_another_timeout_the_second_time_is_refused():
     """
     result, _ = run(1, program)
     assert result.stdout.strip() == "timeout=1 is not the 60 s of the first call"
-
-
-def test_nothing_is_left_behind_by_many_operations():
-    program = """
-        def state():
-            maps = sum("memfd:pycomm" in line for line in open("/proc/self/maps"))
-            return len(os.listdir("/proc/self/fd")), threading.active_count(), maps
-        def work():
-            for i in range(300):
-                comm.all_reduce(comm.empty(1000 + i))
-                comm.all_reduce(np.ones(2), async_op=True).wait()
-                s = comm.split(0)
-                s.barrier()
-                s.all_reduce(np.ones(1), async_op=True).wait()
-                s.close()
-                del s
-        work()
-        before = state()
-        work()
-        assert state() == before, (before, state())
-        assert pycomm._native.symmetric_bytes() == 0
-    """
-    result, _ = run(2, program, timeout=60)
-    assert result.returncode == 0, result.stderr
-    assert not [name for name in os.listdir("/dev/shm") if "pycomm" in name]
-
-
-def test_a_killed_job_leaves_no_process():
-    code = (
-        START.format(timeout=60)
-        + "sys.stdout.write(f'{os.getpid()}\\n')\nsys.stdout.flush()\ntime.sleep(60)"
-    )
-    command = [find_mpirun(), "-np", "3", sys.executable, "-uc", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPO) as job:
-        pids = [int(job.stdout.readline()) for _ in range(3)]
-        os.kill(pids[1], 9)
-        assert job.wait(timeout=10) != 0
-    end = time.monotonic() + 5
-    while alive := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
-        assert time.monotonic() < end, alive
-        time.sleep(0.05)
 
 
 def test_mpi_communicators_of_others_can_be_used():

@@ -56,6 +56,68 @@ def test_ranks_that_make_different_calls_are_all_told_both_sides(first, others, 
         assert all("<string>:" in part for part in parts[1:]), "the call site"
 
 
+@pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
+def test_every_kind_of_disagreement_is_told_to_all(shared):
+    program = """
+        calls = [
+            ("all_gather(np.zeros(4))", "all_gather(np.zeros(5))"),
+            ("all_gather(np.zeros(3), counts=[3, 4, 4])",
+             "all_gather(np.zeros(3), counts=[3, 3, 3])"),
+            ("reduce_scatter(np.zeros(9))", "reduce_scatter(np.zeros(9), counts=[1, 4, 4])"),
+            ("reduce(np.zeros(4), 0)", "reduce(np.zeros(4), 1)"),
+            ("gather(np.zeros(4))", "gather(np.zeros((2, 2)))"),
+            ("scatter(np.zeros((3, 4)), 0)", "scatter(np.zeros((3, 4)), 1)"),
+            ("scatter(np.zeros((3, 4)))", "scatter(None, out=np.zeros(5))"),
+            ("all_to_all(np.zeros((3, 4)))", "all_to_all(np.zeros((3, 5)))"),
+            ("all_to_all(np.zeros(3), None, [1, 1, 1], [2, 0, 1])",
+             "all_to_all(np.zeros(3), None, [1, 1, 1])"),
+            ("broadcast(np.zeros(10**6))", "all_reduce(np.zeros(10**6))"),
+        ]
+        for pair in calls:
+            call = pair[comm.rank > 0]
+            try:
+                eval("comm.split(0)." + call)
+            except pycomm.MismatchError:
+                continue
+            raise AssertionError(call)
+    """
+    result, _ = run(3, program, env={"PYCOMM_SHARED_MEMORY": shared})
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
+def test_what_mpi_does_wrong_in_silence_is_done_right(shared):
+    """Types that MPI reinterprets, adds as bytes, or sends in the order of memory."""
+    program = """
+        import torch
+        if comm.rank == 0:
+            comm.send(np.ones(3), 1)
+            comm.send(torch.arange(6.0).reshape(2, 3).t(), 1)
+        else:
+            kept = np.full(3, 7, np.float32)
+            try:
+                comm.recv(0, out=kept)
+            except pycomm.MismatchError as error:
+                assert "of float64" in str(error) and "of float32" in str(error)
+                assert (kept == 7).all()
+                print("refused")
+            assert comm.recv(0).tolist() == [[0, 3], [1, 4], [2, 5]]
+        assert (comm.all_reduce(torch.ones(5, dtype=torch.bfloat16)) == 2).all()
+        t = torch.zeros(3, 2).t() if comm.rank else torch.arange(6.0).reshape(3, 2).t()
+        assert comm.broadcast(t).tolist() == [[0, 2, 4], [1, 3, 5]]
+        for wrong in (np.zeros(2, "U3"), np.zeros(2, ">f8"), torch.zeros(2).to_sparse(), [1.0]):
+            try:
+                comm.all_reduce(wrong)
+            except TypeError:
+                continue
+            raise AssertionError(wrong)
+        comm.barrier()
+    """
+    result, _ = run(2, program, env={"PYCOMM_SHARED_MEMORY": shared})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "refused\n"
+
+
 def test_who_waits_for_a_rank_that_has_left_is_told_at_once():
     program = """
         if comm.rank == 0: sys.exit(0)

@@ -18,6 +18,9 @@ LIMITS = (0, 1, 72, 4096, 8192, 128 << 10)
 
 LONGEST = 4 << 20
 _SHIFTS = 4096
+_PERIOD = 65_537
+"""Contents repeat after so many elements, a prime number."""
+
 SMALL_VALUES = ("float8_e4m3fn", "float8_e5m2", "complex64", "complex128")
 """NumPy computes these as pycomm does as long as nothing overflows or rounds on the way."""
 
@@ -76,10 +79,10 @@ def contents(dtype: DType, shape: tuple[int, ...], *words: object) -> np.ndarray
 
 @cache
 def _values(dtype: DType) -> np.ndarray:
-    count = LONGEST // dtype.itemsize + _SHIFTS
     if dtype.name in SMALL_VALUES:
-        values = np.random.default_rng(1).integers(-3, 4, count).astype(numpy_dtype(dtype))
+        some = np.random.default_rng(1).integers(-3, 4, _PERIOD).astype(numpy_dtype(dtype))
     else:
-        values = random_inputs(1, count, dtype)[0]
+        some = random_inputs(1, _PERIOD, dtype)[0]
+    values = np.resize(some, LONGEST // dtype.itemsize + _SHIFTS)
     values.flags.writeable = False
     return values
