@@ -88,6 +88,7 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_memory(m);
   bind_waits(m);
+  bind_watchdog(m);
   bind_board(m);
   bind_exchange(m);
   m.def("finalize_on_success",

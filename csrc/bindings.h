@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -20,6 +21,7 @@ using namespace nb::literals;
 void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
+void bind_watchdog(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
 

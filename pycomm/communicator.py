@@ -50,7 +50,7 @@ class Communicator(Collectives, Messages):
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}"
+            world, links.transport, CpuKernels(), self._stats, f"pycomm-{context}", links.check
         )
         links.share_memory(self.all_gather_object)
         self._collectives.transport = links.transport

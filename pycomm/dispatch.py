@@ -46,10 +46,17 @@ class Dispatcher:
     """
 
     def __init__(
-        self, world: World, transport: Transport, kernels: Kernels, stats: Stats, name: str
+        self,
+        world: World,
+        transport: Transport,
+        kernels: Kernels,
+        stats: Stats,
+        name: str,
+        check_ranks: Callable[[], None] = lambda: None,
     ):
         self.transport = transport
         self._world = world
+        self._check_ranks = check_ranks
         self._kernels = kernels
         self._stats = stats
         self._engine = Engine(name, self._asynchronous)
@@ -98,10 +105,14 @@ class Dispatcher:
         return choose(kind, self.transport, nbytes, name, order)
 
     def check(self) -> None:
-        """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
+        """Raise if the communicator cannot be used.
+
+        It was closed, failed before, a rank of it died, or this is a forked child.
+        """
         guard.check()
         if self.closed:
             raise CommError("this communicator was closed")
+        self._check_ranks()
         if self._failure is not None:
             raise CommError(
                 f"rank {self.transport.rank}: this communicator failed before and cannot be used "

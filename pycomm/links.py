@@ -39,7 +39,9 @@ class Links:
         """Go over to shared memory where there is some; collective, by `exchange` over the wire."""
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
-            world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
+            world.neighbours = Neighbours(
+                rank, exchange, world.config.shared_memory, world.wire.failed
+            )
             if len({name for name, *_ in world.neighbours.hosts}) > 1:
                 world.wire.abort_on_failure()
         hosts = [world.neighbours.hosts[process] for process in self._processes]
@@ -52,6 +54,11 @@ class Links:
             local, self._messages.across = (self._among(ranks) for ranks in levels)
             self.shared = self._connect(world.neighbours, levels[0], local, exchange)
             self._messages.local = self.shared or local
+
+    def check(self) -> None:
+        """Raise RankFailedError if a rank has died."""
+        if failure := self._peers.failure(f"rank {self._messages.rank} cannot go on"):
+            raise failure
 
     def leave(self) -> None:
         """Tell the ranks on this host that this one takes no part any more."""
@@ -66,7 +73,7 @@ class Links:
     def _among(self, ranks: Sequence[int]) -> WireTransport:
         """Return a transport of some ranks; one tag will do, as their operations have an order."""
         processes = [self._processes[rank] for rank in ranks]
-        return WireTransport(self._world.wire, processes, self._tag, self.patience)
+        return WireTransport(self._world.wire, processes, self._tag, self.patience, ranks)
 
     def _connect(
         self, known: Neighbours, ranks: Sequence[int], messages: Transport, exchange: Exchange
@@ -83,4 +90,6 @@ class Links:
         )
         if memory and known.waits:
             memory.watch(known.waits, [self._processes[rank] for rank in ranks])
+        if memory and known.watchdog:
+            memory.heed(known.watchdog, self._processes)
         return memory

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
-from pycomm._native import Waits
-from pycomm.errors import DeadlockError
+from pycomm._native import Waits, Watchdog
+from pycomm.errors import DeadlockError, RankFailedError
 from pycomm.observe import stacks
 from pycomm.transport.shm import Exchange, SharedMemory, host_identity, share
 from pycomm.transport.wire import Patience
@@ -19,9 +20,25 @@ class Neighbours:
     Attributes:
         hosts: equal for two processes that can share memory.
         waits: the table of who waits for whom on this host; None if memory cannot be shared.
+        watchdog: the table of who died, and the thread that fills it; None likewise.
+
+    Args:
+        process: this one's number.
+        exchange: gathers one object of every process.
+        shared_memory: whether to use it.
+        failed: returns the processes that the wire knows to be dead.
     """
 
-    def __init__(self, process: int, exchange: Exchange, shared_memory: bool):
+    LOOK_S = 0.01
+    """How often the wire is asked for the dead."""
+
+    def __init__(
+        self,
+        process: int,
+        exchange: Exchange,
+        shared_memory: bool,
+        failed: Callable[[], Iterable[int]],
+    ):
         """Meet all processes of the job; collective."""
         name, boot, space = host_identity()
         host = (name, boot, space if shared_memory else process)
@@ -29,16 +46,43 @@ class Neighbours:
         self.hosts = [row[0] for row in rows]
         self._where = [row[1:] for row in rows]
         self.process = process
-        self.waits = self._meet(exchange)
-
-    def _meet(self, exchange: Exchange) -> Waits | None:
-        count, first = len(self.hosts), self.hosts.index(self.hosts[self.process])
-        return share(
-            lambda: Waits.create(self.process, count),
-            lambda pid, fd, nonce: Waits.open(pid, fd, nonce, self.process, count),
+        self._failed = failed
+        self._looked = 0.0
+        self._fates: dict[int, str] = {}
+        count, first = len(self.hosts), self.hosts.index(self.hosts[process])
+        creator = first if first != process else None
+        self.waits = share(
+            lambda: Waits.create(process, count),
+            lambda pid, fd, nonce: Waits.open(pid, fd, nonce, process, count),
             exchange,
-            first if first != self.process else None,
+            creator,
         )
+        self.watchdog = share(
+            lambda: Watchdog.create(process, count, name),
+            lambda pid, fd, nonce: Watchdog.open(pid, fd, nonce, process, count, name),
+            exchange,
+            creator,
+        )
+        if self.watchdog:
+            self.watchdog.watch()
+
+    def fates(self) -> dict[int, str]:
+        """Return the processes that died, with how they did, in words."""
+        if time.monotonic() > self._looked + self.LOOK_S:
+            self._looked = time.monotonic()
+            for process in self._failed():
+                self._learn(process)
+        if self.watchdog and self.watchdog.deaths() != len(self._fates):
+            dead = filter(self.watchdog.is_dead, range(len(self.hosts)))
+            self._fates = {process: self.watchdog.fate(process) for process in dead}
+        return self._fates
+
+    def _learn(self, process: int) -> None:
+        """Let this host know of a death that the wire knows of."""
+        if self.watchdog is None:
+            self._fates[process] = "died"
+        elif not self.watchdog.is_dead(process):
+            self.watchdog.mark(process)
 
     def on_this_host(self, process: int) -> bool:
         """Say whether a process runs on the host of this one."""
@@ -77,6 +121,18 @@ class Peers:
             return False
         others = [r for r in range(len(self._ranks)) if r != self._rank]
         return all(map(self.memory.has_left, others if peer == Patience.ANYONE else [peer]))
+
+    def failure(self, what: object) -> RankFailedError | None:
+        """Return the error for `what`, an operation, if a rank has died."""
+        neighbours = self._neighbours()
+        fates = neighbours.fates() if neighbours else None
+        if not fates:
+            return None
+        dead = {r: fates[p] for r, p in enumerate(self._ranks) if p in fates}
+        if not dead:
+            return None
+        told = ", ".join(f"rank {rank} {fate}" for rank, fate in dead.items())
+        return RankFailedError(f"{what}, but {told}", tuple(dead))
 
     def begin(self) -> None:
         """Note that this process waits."""

@@ -20,6 +20,7 @@
 #include "shm/segment.h"
 #include "shm/slab.h"
 #include "shm/waits.h"
+#include "shm/watchdog.h"
 
 namespace pycomm::shm {
 
@@ -104,6 +105,12 @@ class Board {
     processes_ = std::move(processes);
   }
 
+  // Throw Died once one of `members` has, which are processes of `watchdog`.
+  void heed(Watchdog* watchdog, std::vector<int> members) {
+    watchdog_ = watchdog;
+    members_ = std::move(members);
+  }
+
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
   bool has_departed(int r) const { return presence_[r].departed.load(std::memory_order_acquire); }
@@ -133,6 +140,7 @@ class Board {
   Path agree();
   void await(Counter&, uint64_t target, int peer, Idle&);
   void await_long(Counter&, uint64_t target, int peer, Idle&);
+  bool member_died() const;
   void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
@@ -147,6 +155,8 @@ class Board {
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;
   std::vector<int> processes_;
+  Watchdog* watchdog_ = nullptr;
+  std::vector<int> members_;
   Line* lines_;
   Phase* phases_;
   Presence* presence_;

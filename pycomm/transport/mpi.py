@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import mpi4py
@@ -13,7 +14,7 @@ import numpy as np
 
 from pycomm import _native
 from pycomm.config import Config
-from pycomm.transport.base import Request
+from pycomm.transport.wire import WireRequest
 
 _lock = threading.RLock()
 """Every call into MPI is made under it, so MPI_THREAD_SERIALIZED is enough."""
@@ -50,22 +51,46 @@ def _address(mpi: Any, name: str) -> int:
 
 
 class _MpiRequest:
-    """The pieces of one message; keeps its memory alive until they are complete."""
+    """The pieces of one message; keeps its memory alive until they are complete.
 
-    __slots__ = ("_pieces", "_memory", "_mpi")
+    If the peer died it never completes: who waits for it asks the wire who failed.
+    """
 
-    def __init__(self, mpi: Any, pieces: list[Any], memory: np.ndarray):
+    __slots__ = ("_failed", "_memory", "_mpi", "_pieces", "peer")
+
+    def __init__(self, mpi: Any, pieces: list[Any] | None, memory: np.ndarray, peer: int):
         self._mpi = mpi
-        self._pieces: list[Any] | None = pieces
+        self._pieces = pieces
+        self._failed = pieces is None
         self._memory: np.ndarray | None = memory
+        self.peer = peer
 
     def test(self) -> bool:
-        if self._pieces is not None:
-            with _lock:
-                complete = self._mpi.Request.Testall(self._pieces)
-            if complete:
-                self._pieces = self._memory = None
-        return self._pieces is None
+        if self._pieces is not None and not self._failed:
+            try:
+                with _lock:
+                    complete = self._mpi.Request.Testall(self._pieces)
+                if complete:
+                    self._pieces = self._memory = None
+            except self._mpi.Exception as error:
+                _pass_death(self._mpi, error)
+                self._failed = True
+        return self._pieces is None and not self._failed
+
+
+def _pass_death(mpi: Any, error: Any) -> None:
+    """Raise an MPI error again unless it tells of a dead process."""
+    if error.Get_error_class() not in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING):
+        raise error
+
+
+def _outlives_failures(comm: Any) -> bool:
+    """Say whether MPI reports dead processes."""
+    try:
+        comm.Get_failed().Free()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 class MpiWire:
@@ -80,22 +105,30 @@ class MpiWire:
     def __init__(self, mpi: Any, comm: Any, config: Config):
         self._mpi = mpi
         self._comm = comm.Dup()
+        self._comm.Set_errhandler(mpi.ERRORS_RETURN)
+        self._group = self._comm.Get_group()
+        self._outlives = _outlives_failures(self._comm)
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.tags: int = mpi.COMM_WORLD.Get_attr(mpi.TAG_UB) + 1
 
-    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""
-        with _lock:
-            pieces = [self._comm.Isend([p, self._mpi.BYTE], peer, tag) for p in self._cut(data)]
-        return _MpiRequest(self._mpi, pieces, data)
+        return self._start(self._comm.Isend, data, peer, tag)
 
-    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to receive exactly `out.nbytes` bytes."""
-        with _lock:
-            pieces = [self._comm.Irecv([p, self._mpi.BYTE], peer, tag) for p in self._cut(out)]
-        return _MpiRequest(self._mpi, pieces, out)
+        return self._start(self._comm.Irecv, out, peer, tag)
+
+    def _start(self, post: Callable[..., Any], data: np.ndarray, peer: int, tag: int) -> WireRequest:
+        pieces = None
+        try:
+            with _lock:
+                pieces = [post([p, self._mpi.BYTE], peer, tag) for p in self._cut(data)]
+        except self._mpi.Exception as error:
+            _pass_death(self._mpi, error)
+        return _MpiRequest(self._mpi, pieces, data, peer)
 
     def _cut(self, data: np.ndarray) -> list[np.ndarray]:
         return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
@@ -104,12 +137,27 @@ class MpiWire:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""
         with _lock:
             status = self._mpi.Status()
-            message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            try:
+                message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            except self._mpi.Exception as error:
+                _pass_death(self._mpi, error)
+                self._comm.Ack_failed(self.size)  # or it would find no message of others, either
+                return None
             if message is None:
                 return None
             data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
             message.Recv([data, self._mpi.BYTE])
             return data, status.Get_source()
+
+    def failed(self) -> list[int]:
+        """Return the processes that are known to be dead; none where that ends the job anyway."""
+        if not self._outlives:
+            return []
+        with _lock:
+            group = self._comm.Get_failed()
+            ranks: list[int] = group.Translate_ranks(None, self._group)
+            group.Free()
+        return ranks
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""

@@ -13,6 +13,7 @@ import numpy as np
 from pycomm import _native
 from pycomm._native import Board
 from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
+from pycomm.errors import RankFailedError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job, traffic_bytes
@@ -28,6 +29,9 @@ class Reporter(Protocol):
 
     def report(self) -> str:
         """Return where every rank is."""
+
+    def failure(self, what: object) -> RankFailedError | None:
+        """Return the error for `what`, an operation, if a rank has died."""
 
     def deadlock(self, cycle: list[int]) -> DeadlockError:
         """Return the error for a cycle of processes that wait for each other."""
@@ -169,6 +173,10 @@ class SharedMemory(Transport):
         """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
         self._board.watch(waits, list(processes))
 
+    def heed(self, watchdog: _native.Watchdog, processes: Sequence[int]) -> None:
+        """Raise in operations once `watchdog` knows one of the communicator's processes as dead."""
+        self._board.heed(watchdog, list(processes))
+
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
         return self._messages.isend(data, peer)
@@ -190,6 +198,7 @@ class SharedMemory(Transport):
             CommTimeoutError: a rank did not come within the timeout.
             DepartedError: a rank has left that was waited for.
             DeadlockError: a rank that is waited for waits for this one.
+            RankFailedError: a rank of the communicator died.
         """
         waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
         try:
@@ -205,6 +214,9 @@ class SharedMemory(Transport):
             raise CommTimeoutError(f"{me}: {late}\n{where}") from None
         except _native.Deadlock as error:
             raise self._peers.deadlock(error.args[0]) from None
+        except _native.Died:
+            what = f"{me} waits in {job.kind}"
+            raise (self._peers.failure(what) or RankFailedError(what)) from None
         except _native.Departed as error:
             gone = f"rank {self._names[error.args[0]]} has left"
             raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None
