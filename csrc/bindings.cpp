@@ -93,8 +93,10 @@ NB_MODULE(_native, m) {
   bind_exchange(m);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
-  m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {
-    abort_on_failure(reinterpret_cast<int (*)(void*, int)>(function),
-                     reinterpret_cast<void*>(communicator));
+  m.def("abort_by", [](uintptr_t function, uintptr_t communicator) {
+    abort_by(reinterpret_cast<int (*)(void*, int)>(function),
+             reinterpret_cast<void*>(communicator));
   });
+  m.def("abort_on_failure", &abort_on_failure);
+  m.def("abort_after", &abort_after, "seconds"_a, "code"_a, "why"_a);
 }

@@ -117,7 +117,7 @@ void bind_watchdog(nb::module_& m) {
       .def("mark", &Watchdog::mark, "process"_a)
       .def("hush", &Watchdog::hush)
       .def("deaths", &Watchdog::deaths)
-      .def("is_dead", &Watchdog::is_dead, "process"_a)
+      .def("dead", &Watchdog::dead)
       .def("fate", &Watchdog::fate, "process"_a);
 }
 

@@ -263,6 +263,11 @@ class Communicator(Collectives, Messages):
         """Let the other ranks know that this one takes no part any more."""
         self._links.leave()
 
+    def hush(self) -> None:
+        """The user has been told why the job ends: name nobody who dies of it."""
+        if (known := self._world.neighbours) and known.watchdog:
+            known.watchdog.hush()
+
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
         self._world.wire.abort(code)

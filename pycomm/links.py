@@ -57,7 +57,7 @@ class Links:
 
     def check(self) -> None:
         """Raise RankFailedError if a rank has died."""
-        if failure := self._peers.failure(f"rank {self._messages.rank} cannot go on"):
+        if failure := self._peers.failure(f"rank {self._messages.rank} starts an operation"):
             raise failure
 
     def leave(self) -> None:

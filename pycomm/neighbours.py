@@ -67,21 +67,20 @@ class Neighbours:
             self.watchdog.watch()
 
     def fates(self) -> dict[int, str]:
-        """Return the processes that died, with how they did, in words."""
+        """Return the processes that died, in that order, with how they did, in words."""
         if time.monotonic() > self._looked + self.LOOK_S:
             self._looked = time.monotonic()
             for process in self._failed():
                 self._learn(process)
         if self.watchdog and self.watchdog.deaths() != len(self._fates):
-            dead = filter(self.watchdog.is_dead, range(len(self.hosts)))
-            self._fates = {process: self.watchdog.fate(process) for process in dead}
+            self._fates = {p: self.watchdog.fate(p) for p in self.watchdog.dead()}
         return self._fates
 
     def _learn(self, process: int) -> None:
         """Let this host know of a death that the wire knows of."""
         if self.watchdog is None:
             self._fates[process] = "died"
-        elif not self.watchdog.is_dead(process):
+        else:
             self.watchdog.mark(process)
 
     def on_this_host(self, process: int) -> bool:
@@ -128,7 +127,7 @@ class Peers:
         fates = neighbours.fates() if neighbours else None
         if not fates:
             return None
-        dead = {r: fates[p] for r, p in enumerate(self._ranks) if p in fates}
+        dead = {self._ranks.index(p): fates[p] for p in fates if p in self._ranks}
         if not dead:
             return None
         told = ", ".join(f"rank {rank} {fate}" for rank, fate in dead.items())

@@ -1,18 +1,18 @@
 #include "shm/watchdog.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <ctime>
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "fate.h"
+#include "quiet_thread.h"
 
 namespace pycomm::shm {
 namespace {
@@ -72,16 +72,6 @@ bool abandoned(pthread_mutex_t& mutex, int64_t wait_ns) {
   return mine;
 }
 
-// Starts a thread that takes no signals, which are for the program's own threads.
-template <class Function>
-void start_thread(Function function) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread(std::move(function)).detach();
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-}
-
 }  // namespace
 
 size_t Watchdog::bytes(int processes) {
@@ -101,16 +91,13 @@ std::shared_ptr<Watchdog> Watchdog::start(Segment segment, int process, int proc
                                           std::string host) {
   std::shared_ptr<Watchdog> self(
       new Watchdog(std::move(segment), process, processes, std::move(host)));
-  start_thread([self] { self->run(); });
+  start_quiet_thread([self] { self->run(); });
   self->holding_.wait(false);
   const std::lock_guard lock(mutex);
   [[maybe_unused]] static const int registered = on_exit(leave_all, nullptr);
   std::erase_if(watchdogs, [](auto& other) { return other.expired(); });
   watchdogs.push_back(self);
-  return {self.get(), [self](Watchdog*) {
-            self->leave();
-            self->stopping_ = true;
-          }};
+  return {self.get(), [self](Watchdog*) { self->stopping_ = true; }};
 }
 
 // Whoever exits with another status has failed, and is to be told of.
@@ -126,8 +113,21 @@ void Watchdog::leave() {
 }
 
 void Watchdog::mark(int process) {
-  line(process).fate = kUnknownFate;
-  if (line(process).phase.exchange(dead) != dead) table_->deaths.fetch_add(1);
+  if (line(process).phase.exchange(found_dead) != found_dead) publish(process, kUnknownFate);
+}
+
+void Watchdog::publish(int p, int fate) {
+  line(p).fate = fate;
+  line(p).death = table_->deaths.fetch_add(1) + 1;
+}
+
+std::vector<int> Watchdog::dead() const {
+  std::vector<int> found;
+  for (int p = 0; p < processes_; p++)
+    if (is_dead(p)) found.push_back(p);
+  std::sort(found.begin(), found.end(),
+            [this](int a, int b) { return line(a).death.load() < line(b).death.load(); });
+  return found;
 }
 
 void Watchdog::hush() { table_->told_ns = time_ns(CLOCK_MONOTONIC); }
@@ -146,6 +146,7 @@ void Watchdog::run() {
     else
       look_at_all();
   }
+  leave();
   pthread_mutex_unlock(&line(process_).alive);
 }
 
@@ -176,21 +177,22 @@ void Watchdog::look_at_all() {
 void Watchdog::bury(int p) {
   const int fate = fate_of(line(p).pid);
   int expected = running;
-  if (!line(p).phase.compare_exchange_strong(expected, dead)) return;
-  line(p).fate = fate;
-  table_->deaths.fetch_add(1);
-  // The launcher now ends the others. Should this process live on, it tells of them, too.
-  const int64_t quiet_ns = table_->told_ns + kSecondNs - time_ns(CLOCK_MONOTONIC);
-  if (quiet_ns > 0) sleep_ns(quiet_ns);
-  hush();
-  tell(p);
+  if (!line(p).phase.compare_exchange_strong(expected, found_dead)) return;
+  // Before anyone raises because of it, and ends: then the launcher ends this process, too.
+  const int64_t hushed_ns = table_->told_ns + kSecondNs - time_ns(CLOCK_MONOTONIC);
+  if (hushed_ns <= 0) tell(p, fate);
+  publish(p, fate);
+  if (hushed_ns <= 0) return;
+  sleep_ns(hushed_ns);
+  tell(p, fate);
 }
 
-void Watchdog::tell(int p) {
+void Watchdog::tell(int p, int fate) {
+  hush();
   const std::string text = "pycomm: rank " + std::to_string(process_) + ": rank " +
                            std::to_string(p) + " of " + std::to_string(processes_) +
                            " (process " + std::to_string(line(p).pid) + " on host " + host_ +
-                           ") " + fate(p) + "\n";
+                           ") " + in_words(fate) + "\n";
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is left to be told
 }
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "shm/segment.h"
 
@@ -24,7 +25,8 @@ class Watchdog {
   static size_t bytes(int processes);
 
   // Starts the thread, which holds this process's mutex on return. When the last owner of what is
-  // returned lets go, the thread ends within a second, and to the others this process has left.
+  // returned lets go, the thread ends within a second, and to the others this process has left; not
+  // at once, as Python also lets go when it ends, and only then is the exit status decided.
   static std::shared_ptr<Watchdog> start(Segment, int process, int processes, std::string host);
 
   const Segment& segment() const { return segment_; }
@@ -41,14 +43,16 @@ class Watchdog {
 
   // How many died; to be looked at before asking for each.
   int deaths() const { return table_->deaths.load(std::memory_order_acquire); }
-  bool is_dead(int process) const { return line(process).phase.load() == dead; }
+  bool is_dead(int process) const { return line(process).death.load(std::memory_order_acquire); }
+  std::vector<int> dead() const;        // in the order of their deaths
   std::string fate(int process) const;  // of a dead one, in words
 
  private:
-  enum Phase { absent, running, left, dead };
+  enum Phase { absent, running, left, found_dead };
   struct alignas(128) Line {
     pthread_mutex_t alive;
     std::atomic<int32_t> phase, pid, fate;
+    std::atomic<int32_t> death;  // its number, from 1; 0 is none
   };
   struct alignas(128) Table {
     std::atomic<int64_t> told_ns;
@@ -64,7 +68,8 @@ class Watchdog {
   int next() const;
   void look_at_all();
   void bury(int p);
-  void tell(int p);
+  void publish(int p, int fate);
+  void tell(int p, int fate);
 
   Segment segment_;
   Table* table_;

@@ -56,10 +56,10 @@ class _MpiRequest:
     If the peer died it never completes: who waits for it asks the wire who failed.
     """
 
-    __slots__ = ("_failed", "_memory", "_mpi", "_pieces", "peer")
+    __slots__ = ("_failed", "_memory", "_pieces", "_wire", "peer")
 
-    def __init__(self, mpi: Any, pieces: list[Any] | None, memory: np.ndarray, peer: int):
-        self._mpi = mpi
+    def __init__(self, wire: MpiWire, pieces: list[Any] | None, memory: np.ndarray, peer: int):
+        self._wire = wire
         self._pieces = pieces
         self._failed = pieces is None
         self._memory: np.ndarray | None = memory
@@ -69,19 +69,13 @@ class _MpiRequest:
         if self._pieces is not None and not self._failed:
             try:
                 with _lock:
-                    complete = self._mpi.Request.Testall(self._pieces)
+                    complete = self._wire.mpi.Request.Testall(self._pieces)
                 if complete:
                     self._pieces = self._memory = None
-            except self._mpi.Exception as error:
-                _pass_death(self._mpi, error)
+            except self._wire.mpi.Exception:
+                self._wire.check_death()
                 self._failed = True
         return self._pieces is None and not self._failed
-
-
-def _pass_death(mpi: Any, error: Any) -> None:
-    """Raise an MPI error again unless it tells of a dead process."""
-    if error.Get_error_class() not in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING):
-        raise error
 
 
 def _outlives_failures(comm: Any) -> bool:
@@ -103,9 +97,11 @@ class MpiWire:
     """
 
     def __init__(self, mpi: Any, comm: Any, config: Config):
-        self._mpi = mpi
+        self.mpi = mpi
         self._comm = comm.Dup()
         self._comm.Set_errhandler(mpi.ERRORS_RETURN)
+        everyone = mpi._handleof(mpi.COMM_WORLD)
+        _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
         self._group = self._comm.Get_group()
         self._outlives = _outlives_failures(self._comm)
         self._piece = config.max_message_bytes
@@ -125,10 +121,10 @@ class MpiWire:
         pieces = None
         try:
             with _lock:
-                pieces = [post([p, self._mpi.BYTE], peer, tag) for p in self._cut(data)]
-        except self._mpi.Exception as error:
-            _pass_death(self._mpi, error)
-        return _MpiRequest(self._mpi, pieces, data, peer)
+                pieces = [post([p, self.mpi.BYTE], peer, tag) for p in self._cut(data)]
+        except self.mpi.Exception:
+            self.check_death()
+        return _MpiRequest(self, pieces, data, peer)
 
     def _cut(self, data: np.ndarray) -> list[np.ndarray]:
         return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
@@ -136,18 +132,26 @@ class MpiWire:
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""
         with _lock:
-            status = self._mpi.Status()
+            status = self.mpi.Status()
             try:
-                message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
-            except self._mpi.Exception as error:
-                _pass_death(self._mpi, error)
+                message = self._comm.Improbe(self.mpi.ANY_SOURCE, tag, status)
+            except self.mpi.Exception:
+                self.check_death()
                 self._comm.Ack_failed(self.size)  # or it would find no message of others, either
                 return None
             if message is None:
                 return None
-            data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-            message.Recv([data, self._mpi.BYTE])
+            data = np.empty(status.Get_count(self.mpi.BYTE), np.uint8)
+            message.Recv([data, self.mpi.BYTE])
             return data, status.Get_source()
+
+    def check_death(self) -> None:
+        """Raise the MPI error that is being handled again, unless processes are known to be dead.
+
+        Then whoever waits learns it from `failed`; MPI's own words differ from call to call.
+        """
+        if not self.failed():
+            raise
 
     def failed(self) -> list[int]:
         """Return the processes that are known to be dead; none where that ends the job anyway."""
@@ -161,15 +165,14 @@ class MpiWire:
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
-        self._mpi.COMM_WORLD.Abort(code)
+        self.mpi.COMM_WORLD.Abort(code)
 
     def abort_on_failure(self) -> None:
         """End the job when this process exits with a failure, and pycomm is to finalize MPI.
 
         On one host the launcher does that. Between hosts MPICH's ends the ranks of that host only.
         """
-        handle = self._mpi._handleof(self._mpi.COMM_WORLD)
-        _native.abort_on_failure(_address(self._mpi, "MPI_Abort"), handle)
+        _native.abort_on_failure()
 
     def close(self) -> None:
         """Free the duplicate; collective."""
