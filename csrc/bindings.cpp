@@ -93,6 +93,7 @@ NB_MODULE(_native, m) {
   bind_exchange(m);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
+  m.def("never_finalize", &never_finalize);
   m.def("abort_by", [](uintptr_t function, uintptr_t communicator) {
     abort_by(reinterpret_cast<int (*)(void*, int)>(function),
              reinterpret_cast<void*>(communicator));

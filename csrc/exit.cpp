@@ -16,6 +16,7 @@ int (*registered)() = nullptr;
 pid_t owner = 0;
 int (*end_job)(void*, int) = nullptr;
 void* everyone = nullptr;
+bool may_finalize = true;
 bool failure_ends_job = false;
 
 // What this process wrote last is still on its way through the launcher.
@@ -26,7 +27,7 @@ constexpr useconds_t kLastWordsUs = 250'000;
 void at_exit(int status, void*) {
   if (getpid() != owner) return;
   if (status == 0) {
-    registered();
+    if (may_finalize) registered();
   } else if (failure_ends_job && end_job) {
     usleep(kLastWordsUs);
     end_job(everyone, status);
@@ -40,6 +41,8 @@ void finalize_on_success(int (*finalize)()) {
   registered = finalize;
   owner = getpid();
 }
+
+void never_finalize() { may_finalize = false; }
 
 void abort_by(int (*abort)(void*, int), void* communicator) {
   end_job = abort;

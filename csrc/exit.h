@@ -10,6 +10,9 @@ namespace pycomm {
 // and ends the job. Calling it a second time replaces the function. A forked child never finalizes.
 void finalize_on_success(int (*finalize)());
 
+// Never calls `finalize`: it would wait for a process that died. (Open MPI's did, now and then.)
+void never_finalize();
+
 // Sets how to end the job: `abort` (for instance MPI_Abort) with `communicator`'s handle and a code.
 void abort_by(int (*abort)(void*, int), void* communicator);
 

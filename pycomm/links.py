@@ -57,11 +57,16 @@ class Links:
 
     def check(self) -> None:
         """Raise RankFailedError if a rank has died."""
-        if failure := self._peers.failure(f"rank {self._messages.rank} starts an operation"):
-            raise failure
+        known = self._world.neighbours
+        if known and known.fates():
+            failure = self._peers.failure(f"rank {self._messages.rank} starts an operation")
+            if failure:
+                raise failure
 
     def leave(self) -> None:
         """Tell the ranks on this host that this one takes no part any more."""
+        if known := self._world.neighbours:
+            known.fates()  # the last look at who died, before the process exits
         if self.shared:
             self.shared.leave()
 

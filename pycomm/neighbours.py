@@ -57,14 +57,19 @@ class Neighbours:
             exchange,
             creator,
         )
-        self.watchdog = share(
-            lambda: Watchdog.create(process, count, name),
-            lambda pid, fd, nonce: Watchdog.open(pid, fd, nonce, process, count, name),
+        self.watchdog = self._watch(exchange, creator, name) if count > 1 else None
+
+    def _watch(self, exchange: Exchange, creator: int | None, host: str) -> Watchdog | None:
+        process, count = self.process, len(self.hosts)
+        watchdog = share(
+            lambda: Watchdog.create(process, count, host),
+            lambda pid, fd, nonce: Watchdog.open(pid, fd, nonce, process, count, host),
             exchange,
             creator,
         )
-        if self.watchdog:
-            self.watchdog.watch()
+        if watchdog:
+            watchdog.watch()
+        return watchdog
 
     def fates(self) -> dict[int, str]:
         """Return the processes that died, in that order, with how they did, in words."""
@@ -74,6 +79,8 @@ class Neighbours:
                 self._learn(process)
         if self.watchdog and self.watchdog.deaths() != len(self._fates):
             self._fates = {p: self.watchdog.fate(p) for p in self.watchdog.dead()}
+        if self._fates:
+            _native.never_finalize()
         return self._fates
 
     def _learn(self, process: int) -> None:

@@ -137,11 +137,9 @@ std::string Watchdog::fate(int process) const { return in_words(line(process).fa
 void Watchdog::run() {
   hurry();
   hold();
-  while (!stopping_) {
-    const int peer = watching_ ? next() : process_;
-    if (peer == process_)
-      sleep_ns(watching_ ? kSecondNs : kSecondNs / 1000);
-    else if (abandoned(line(peer).alive, kSecondNs))
+  while (!stopping_ && !watching_) sleep_ns(kSecondNs / 1000);
+  for (int peer = next(); !stopping_ && peer != process_; peer = next()) {
+    if (abandoned(line(peer).alive, kSecondNs))
       bury(peer);
     else
       look_at_all();

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,8 @@ class MpiWire:
         _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
         self._group = self._comm.Get_group()
         self._outlives = _outlives_failures(self._comm)
+        self._last_words_s = 0.0
+        """Ranks on other hosts, which may know more, raise at about the time that this one does."""
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
@@ -165,6 +168,7 @@ class MpiWire:
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
+        time.sleep(self._last_words_s)
         self.mpi.COMM_WORLD.Abort(code)
 
     def abort_on_failure(self) -> None:
@@ -173,6 +177,7 @@ class MpiWire:
         On one host the launcher does that. Between hosts MPICH's ends the ranks of that host only.
         """
         _native.abort_on_failure()
+        self._last_words_s = 0.5
 
     def close(self) -> None:
         """Free the duplicate; collective."""
