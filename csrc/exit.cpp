@@ -54,7 +54,7 @@ void abort_on_failure() { failure_ends_job = true; }
 void abort_after(double seconds, int code, std::string why) {
   start_quiet_thread([=] {
     std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-    if (write(STDERR_FILENO, why.data(), why.size()) < 0) return;
+    if (write(STDERR_FILENO, why.data(), why.size()) > 0) usleep(kLastWordsUs);
     end_job ? void(end_job(everyone, code)) : _exit(code);
   });
 }

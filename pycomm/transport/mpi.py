@@ -105,8 +105,9 @@ class MpiWire:
         _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
         self._group = self._comm.Get_group()
         self._outlives = _outlives_failures(self._comm)
-        self._last_words_s = 0.0
-        """Ranks on other hosts, which may know more, raise at about the time that this one does."""
+        self._last_words_s = 0.25
+        """What was written last is still on its way through the launcher. Ranks on other hosts, which
+        may know more, raise at about the time that this one does."""
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
