@@ -101,15 +101,14 @@ void bind_watchdog(nb::module_& m) {
   nb::class_<Watchdog>(m, "Watchdog")
       .def_static("create",
                   [](int process, int processes, const std::string& host) {
-                    return Watchdog::start(shm::Segment::create(Watchdog::bytes(processes)), process,
-                                           processes, host);
+                    return Watchdog::start(shm::Segment::create(Watchdog::bytes(processes)),
+                                           process, processes, host);
                   })
-      .def_static("open",
-                  [](int pid, int fd, uint64_t nonce, int process, int processes,
-                     const std::string& host) {
-                    return Watchdog::start(shm::Segment::open(pid, fd, nonce), process, processes,
-                                           host);
-                  })
+      .def_static(
+          "open",
+          [](int pid, int fd, uint64_t nonce, int process, int processes, const std::string& host) {
+            return Watchdog::start(shm::Segment::open(pid, fd, nonce), process, processes, host);
+          })
       .def_prop_ro("fd", [](Watchdog& w) { return w.segment().fd(); })
       .def_prop_ro("nonce", [](Watchdog& w) { return w.segment().nonce(); })
       .def("close_descriptor", &Watchdog::close_descriptor)

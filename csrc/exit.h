@@ -13,7 +13,8 @@ void finalize_on_success(int (*finalize)());
 // Never calls `finalize`: it would wait for a process that died. (Open MPI's did, now and then.)
 void never_finalize();
 
-// Sets how to end the job: `abort` (for instance MPI_Abort) with `communicator`'s handle and a code.
+// Sets how to end the job: `abort` (for instance MPI_Abort) with `communicator`'s handle and a
+// code.
 void abort_by(int (*abort)(void*, int), void* communicator);
 
 // Ends the job when a process that finalizes on success exits with a failure, with its status: for

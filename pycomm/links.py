@@ -59,7 +59,7 @@ class Links:
         """Raise RankFailedError if a rank has died."""
         known = self._world.neighbours
         if known and known.fates():
-            failure = self._peers.failure(f"rank {self._messages.rank} starts an operation")
+            failure = self._peers.failure(f"rank {self._messages.rank} calls an operation")
             if failure:
                 raise failure
 

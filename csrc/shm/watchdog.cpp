@@ -188,9 +188,9 @@ void Watchdog::bury(int p) {
 void Watchdog::tell(int p, int fate) {
   hush();
   const std::string text = "pycomm: rank " + std::to_string(process_) + ": rank " +
-                           std::to_string(p) + " of " + std::to_string(processes_) +
-                           " (process " + std::to_string(line(p).pid) + " on host " + host_ +
-                           ") " + in_words(fate) + "\n";
+                           std::to_string(p) + " of " + std::to_string(processes_) + " (process " +
+                           std::to_string(line(p).pid) + " on host " + host_ + ") " +
+                           in_words(fate) + "\n";
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is left to be told
 }
 

@@ -106,8 +106,8 @@ class MpiWire:
         self._group = self._comm.Get_group()
         self._outlives = _outlives_failures(self._comm)
         self._last_words_s = 0.25
-        """What was written last is still on its way through the launcher. Ranks on other hosts, which
-        may know more, raise at about the time that this one does."""
+        """What was written last is still on its way through the launcher; and ranks on other hosts,
+        which may know more, raise at about the time that this one does."""
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
@@ -121,7 +121,9 @@ class MpiWire:
         """Start to receive exactly `out.nbytes` bytes."""
         return self._start(self._comm.Irecv, out, peer, tag)
 
-    def _start(self, post: Callable[..., Any], data: np.ndarray, peer: int, tag: int) -> WireRequest:
+    def _start(
+        self, post: Callable[..., Any], data: np.ndarray, peer: int, tag: int
+    ) -> WireRequest:
         pieces = None
         try:
             with _lock:

@@ -12,8 +12,14 @@ import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board
-from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
-from pycomm.errors import RankFailedError
+from pycomm.errors import (
+    CommError,
+    CommTimeoutError,
+    DeadlockError,
+    DepartedError,
+    MismatchError,
+    RankFailedError,
+)
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job, traffic_bytes

@@ -200,6 +200,6 @@ class _Waiting:
         self._rank, self._requests, self._names = rank, requests, names
 
     def __str__(self) -> str:
-        peers = {getattr(r, "peer", None) for r in self._requests if not r.test()}
-        late = ", ".join(str(self._names[p]) for p in sorted(peers & self._names.keys()))
+        peers = {getattr(request, "peer", -1) for request in self._requests if not request.test()}
+        late = ", ".join(str(name) for peer, name in self._names.items() if peer in peers)
         return f"rank {self._rank} waits for messages from or to rank {late}"
