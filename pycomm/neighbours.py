@@ -87,7 +87,7 @@ class Neighbours:
         """Let this host know of a death that the wire knows of."""
         if self.watchdog is None:
             self._fates[process] = "died"
-        else:
+        elif not self.on_this_host(process):  # of these the watchdog knows more
             self.watchdog.mark(process)
 
     def on_this_host(self, process: int) -> bool:
