@@ -102,6 +102,7 @@ NB_MODULE(_native, m) {
   bind_mailbox(m);
   bind_port(m);
   bind_flight(m);
+  bind_watchdog(m);
   bind_board(m);
   bind_exchange(m);
   m.def(
@@ -115,8 +116,11 @@ NB_MODULE(_native, m) {
       "Signal a process by its main thread alone: a handler on another would see its frames move.");
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
-  m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {
-    abort_on_failure(reinterpret_cast<int (*)(void*, int)>(function),
-                     reinterpret_cast<void*>(communicator));
+  m.def("never_finalize", &never_finalize);
+  m.def("abort_by", [](uintptr_t function, uintptr_t communicator) {
+    abort_by(reinterpret_cast<int (*)(void*, int)>(function),
+             reinterpret_cast<void*>(communicator));
   });
+  m.def("abort_on_failure", &abort_on_failure);
+  m.def("abort_after", &abort_after, "seconds"_a, "code"_a, "why"_a);
 }

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -24,6 +25,7 @@ void bind_failures(nb::module_&);
 void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
 void bind_arrays(nb::module_&);
+void bind_watchdog(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
 void bind_mailbox(nb::module_&);
@@ -31,10 +33,6 @@ void bind_port(nb::module_&);
 
 extern bool in_forked_child;
 
-void bind_flight(nb::module_&);
-
-// File and line of the innermost Python frame outside the package; nothing if there is none.
-flight::Text call_site();
 void bind_flight(nb::module_&);
 
 // File and line of the innermost Python frame outside the package; nothing if there is none.

@@ -34,6 +34,7 @@ void bind_board(nb::module_& m) {
       .def("close_descriptor", &Board::close_descriptor)
       .def("watch", &Board::watch, "waits"_a, "processes"_a, nb::keep_alive<1, 2>())
       .def("serve", &Board::serve, "mailbox"_a, nb::keep_alive<1, 2>())
+      .def("heed", &Board::heed, "watchdog"_a, "members"_a, nb::keep_alive<1, 2>())
       .def("depart", &Board::depart)
       .def("has_departed", &Board::has_departed, "rank"_a)
       .def("exchange_notes",
@@ -102,6 +103,30 @@ void bind_waits(nb::module_& m) {
       .def_static("leave_out_this_thread", &Waits::leave_out_this_thread);
 }
 
+void bind_watchdog(nb::module_& m) {
+  using shm::Watchdog;
+  nb::class_<Watchdog>(m, "Watchdog")
+      .def_static("create",
+                  [](int process, int processes, const std::string& host) {
+                    return Watchdog::start(shm::Segment::create(Watchdog::bytes(processes)),
+                                           process, processes, host);
+                  })
+      .def_static(
+          "open",
+          [](int pid, int fd, uint64_t nonce, int process, int processes, const std::string& host) {
+            return Watchdog::start(shm::Segment::open(pid, fd, nonce), process, processes, host);
+          })
+      .def_prop_ro("fd", [](Watchdog& w) { return w.segment().fd(); })
+      .def_prop_ro("nonce", [](Watchdog& w) { return w.segment().nonce(); })
+      .def("close_descriptor", &Watchdog::close_descriptor)
+      .def("watch", &Watchdog::watch)
+      .def("mark", &Watchdog::mark, "process"_a)
+      .def("hush", &Watchdog::hush)
+      .def("deaths", &Watchdog::deaths)
+      .def("dead", &Watchdog::dead)
+      .def("fate", &Watchdog::fate, "process"_a);
+}
+
 // C++ failures as exceptions of this module, with the rank that they are about as the argument.
 void bind_failures(nb::module_& m) {
   static PyObject* mismatch = PyErr_NewException("pycomm._native.Mismatch", nullptr, nullptr);
@@ -111,11 +136,13 @@ void bind_failures(nb::module_& m) {
   static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
   static PyObject* unreadable = PyErr_NewException("pycomm._native.Unreadable", nullptr, nullptr);
   m.attr("Unreadable") = nb::handle(unreadable);
+  static PyObject* died = PyErr_NewException("pycomm._native.Died", nullptr, nullptr);
   m.attr("Mismatch") = nb::handle(mismatch);
   m.attr("Stalled") = nb::handle(stalled);
   m.attr("Deadlock") = nb::handle(deadlock);
   m.attr("Interrupted") = nb::handle(interrupted);
   m.attr("Departed") = nb::handle(departed);
+  m.attr("Died") = nb::handle(died);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
@@ -123,6 +150,8 @@ void bind_failures(nb::module_& m) {
       PyErr_SetNone(mismatch);
     } catch (const shm::Deadlock& e) {
       PyErr_SetObject(deadlock, nb::cast(e.cycle).ptr());
+    } catch (const shm::Died&) {
+      PyErr_SetNone(died);
     } catch (const shm::Interrupted&) {
       PyErr_SetNone(interrupted);
     } catch (const shm::Stalled& e) {

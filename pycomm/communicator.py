@@ -52,7 +52,13 @@ class Communicator(Collectives, Messages):
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
         self._collectives = Dispatcher(
-            world, links.transport, CpuKernels(), self._stats, self._flight, f"pycomm-{context}"
+            world,
+            links.transport,
+            CpuKernels(),
+            self._stats,
+            self._flight,
+            f"pycomm-{context}",
+            links.check,
         )
         first = world.neighbours is None
         self._quick: Any = NeverQuick()
@@ -285,6 +291,11 @@ class Communicator(Collectives, Messages):
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
         self._links.leave()
+
+    def hush(self) -> None:
+        """The user has been told why the job ends: name nobody who dies of it."""
+        if (known := self._world.neighbours) and known.watchdog:
+            known.watchdog.hush()
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""

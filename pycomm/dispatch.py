@@ -55,9 +55,11 @@ class Dispatcher:
         stats: Stats,
         flight: _native.Flight,
         name: str,
+        check_ranks: Callable[[], None],
     ):
         self.transport = transport
         self._world = world
+        self._check_ranks = check_ranks
         self._kernels = kernels
         self._stats = stats
         self._flight = flight
@@ -110,10 +112,14 @@ class Dispatcher:
         return self._world.tuning.explain(kind, self.transport, nbytes)
 
     def check(self) -> None:
-        """Raise if the communicator cannot be used: closed, failed before, or in a forked child."""
+        """Raise if the communicator cannot be used.
+
+        It was closed, failed before, a rank of it died, or this is a forked child.
+        """
         guard.check()
         if self.closed:
             raise CommError("this communicator was closed")
+        self._check_ranks()
         if self._failure is not None:
             raise CommError(
                 f"rank {self.transport.rank}: this communicator failed before and cannot be used "

@@ -38,4 +38,12 @@ class DepartedError(CommError):
 
 
 class RankFailedError(CommError):
-    """A rank died."""
+    """A rank of the communicator died.
+
+    Attributes:
+        ranks: those of the communicator that are known to be dead.
+    """
+
+    def __init__(self, message: str = "", ranks: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.ranks = ranks

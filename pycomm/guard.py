@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pycomm import _native
-from pycomm.errors import CommError, CommTimeoutError, DepartedError
+from pycomm.errors import CommError, CommTimeoutError, DepartedError, RankFailedError
 from pycomm.observe import flight
 from pycomm.transport.job import Job
 from pycomm.types import OPS, ReduceOp
@@ -26,6 +26,8 @@ _logger = logging.getLogger("pycomm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 TIMEOUT_EXIT_CODE = 86
+UNCAUGHT_S = 2.0
+"""So long a rank may take to end after an exception that nobody caught."""
 ROOTED = ("broadcast", "reduce", "gather", "scatter")
 
 
@@ -80,6 +82,9 @@ class Member(Protocol):
 
     def depart(self) -> None:
         """Let the other ranks know that this one takes no part any more."""
+
+    def hush(self) -> None:
+        """The user has been told why the job ends: name nobody who dies of it."""
 
     def abort(self, code: int) -> None:
         """End the whole job."""
@@ -138,12 +143,14 @@ class Guard:
         did = f"; what it did last is in {file}" if file else ""
         _logger.error("%s raised %s: the job ends%s", who, what, did)
         sys.stderr.flush()
-        if isinstance(error, DepartedError):
+        world.hush()
+        if isinstance(error, (DepartedError, RankFailedError)):
             time.sleep(1.0)  # who left may have failed: then its exit status is to be the job's
         if isinstance(error, CommTimeoutError):
             world.abort(TIMEOUT_EXIT_CODE)
-        if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
-            world.abort(1)  # other threads would keep the process from exiting
+        held = f"pycomm: {who} raised {what}, and {UNCAUGHT_S:g} s later something keeps it"
+        why = f"{held} from exiting, such as a thread or an exit handler: it aborts the job\n"
+        _native.abort_after(UNCAUGHT_S, TIMEOUT_EXIT_CODE, why)
 
 
 def _end_with_parent(rank: int) -> None:

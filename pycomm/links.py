@@ -41,7 +41,9 @@ class Links:
         """Go over to shared memory where there is some; collective, by `exchange` over the wire."""
         world, rank = self._world, self._messages.rank
         if world.neighbours is None:
-            world.neighbours = Neighbours(rank, exchange, world.config.shared_memory)
+            world.neighbours = Neighbours(
+                rank, exchange, world.config.shared_memory, world.wire.failed
+            )
             mates, direct = world.neighbours.mates(), world.config.peer_reads != "never"
             world.mailbox.connect(exchange, mates, direct)
             if world.neighbours.machines(range(world.wire.size)) > 1:
@@ -73,8 +75,18 @@ class Links:
         crowded = known is not None and known.crowded()
         return _native.Port(mailbox.memory, context, rank, mates, crowded, flight)
 
+    def check(self) -> None:
+        """Raise RankFailedError if a rank has died."""
+        known = self._world.neighbours
+        if known and known.fates():
+            failure = self._peers.failure(f"rank {self._messages.rank} calls an operation")
+            if failure:
+                raise failure
+
     def leave(self) -> None:
         """Tell the ranks on this host that this one takes no part any more."""
+        if known := self._world.neighbours:
+            known.fates()  # the last look at who died, before the process exits
         if self.shared:
             self.shared.leave()
 
@@ -86,7 +98,7 @@ class Links:
     def _among(self, ranks: Sequence[int]) -> WireTransport:
         """Return a transport of some ranks; one tag will do, as their operations have an order."""
         processes = [self._processes[rank] for rank in ranks]
-        return WireTransport(self._world.wire, processes, self._tag, self.patience)
+        return WireTransport(self._world.wire, processes, self._tag, self.patience, ranks)
 
     def _connect(
         self, known: Neighbours, ranks: Sequence[int], messages: Transport, exchange: Exchange
@@ -106,4 +118,6 @@ class Links:
             memory.serve(self._world.mailbox.memory)
         if memory and known.waits:
             memory.watch(known.waits, [self._processes[rank] for rank in ranks])
+        if memory and known.watchdog:
+            memory.heed(known.watchdog, self._processes)
         return memory

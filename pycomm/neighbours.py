@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
-from pycomm._native import Waits
-from pycomm.errors import DeadlockError
+from pycomm._native import Waits, Watchdog
+from pycomm.errors import DeadlockError, RankFailedError
 from pycomm.observe import stacks
 from pycomm.transport.shm import Exchange, SharedMemory, host_identity, share
 from pycomm.transport.wire import Patience
@@ -21,9 +21,25 @@ class Neighbours:
         job: its name: start, host and system number of its first process.
         hosts: equal for two processes that can share memory.
         waits: the table of who waits for whom on this host; None if memory cannot be shared.
+        watchdog: the table of who died, and the thread that fills it; None likewise.
+
+    Args:
+        process: this one's number.
+        exchange: gathers one object of every process.
+        shared_memory: whether to use it.
+        failed: returns the processes that the wire knows to be dead.
     """
 
-    def __init__(self, process: int, exchange: Exchange, shared_memory: bool):
+    LOOK_S = 0.01
+    """How often the wire is asked for the dead."""
+
+    def __init__(
+        self,
+        process: int,
+        exchange: Exchange,
+        shared_memory: bool,
+        failed: Callable[[], Iterable[int]],
+    ):
         """Meet all processes of the job; collective."""
         name, boot, space = host_identity()
         host = (name, boot, space if shared_memory else process)
@@ -33,16 +49,49 @@ class Neighbours:
         self._where = [row[1:3] for row in rows]
         self.job = f"{rows[0][3]}-{self.hosts[0][0]}-{rows[0][1]}"
         self.process = process
-        self.waits = self._meet(exchange)
-
-    def _meet(self, exchange: Exchange) -> Waits | None:
-        count, first = len(self.hosts), self.hosts.index(self.hosts[self.process])
-        return share(
-            lambda: Waits.create(self.process, count),
-            lambda pid, fd, nonce: Waits.open(pid, fd, nonce, self.process, count),
+        self._failed = failed
+        self._looked = 0.0
+        self._fates: dict[int, str] = {}
+        count, first = len(self.hosts), self.hosts.index(self.hosts[process])
+        creator = first if first != process else None
+        self.waits = share(
+            lambda: Waits.create(process, count),
+            lambda pid, fd, nonce: Waits.open(pid, fd, nonce, process, count),
             exchange,
-            first if first != self.process else None,
+            creator,
         )
+        self.watchdog = self._watch(exchange, creator, name) if count > 1 else None
+
+    def _watch(self, exchange: Exchange, creator: int | None, host: str) -> Watchdog | None:
+        process, count = self.process, len(self.hosts)
+        watchdog = share(
+            lambda: Watchdog.create(process, count, host),
+            lambda pid, fd, nonce: Watchdog.open(pid, fd, nonce, process, count, host),
+            exchange,
+            creator,
+        )
+        if watchdog:
+            watchdog.watch()
+        return watchdog
+
+    def fates(self) -> dict[int, str]:
+        """Return the processes that died, in that order, with how they did, in words."""
+        if time.monotonic() > self._looked + self.LOOK_S:
+            self._looked = time.monotonic()
+            for process in self._failed():
+                self._learn(process)
+        if self.watchdog and self.watchdog.deaths() != len(self._fates):
+            self._fates = {p: self.watchdog.fate(p) for p in self.watchdog.dead()}
+        if self._fates:
+            _native.never_finalize()
+        return self._fates
+
+    def _learn(self, process: int) -> None:
+        """Let this host know of a death that the wire knows of."""
+        if self.watchdog is None:
+            self._fates[process] = "died"
+        elif not self.on_this_host(process):  # of these the watchdog knows more
+            self.watchdog.mark(process)
 
     def pids(self) -> dict[int, int]:
         """Return the system's numbers of the other processes on this host, by their own."""
@@ -94,6 +143,18 @@ class Peers:
             return False
         others = [r for r in range(len(self._ranks)) if r != self._rank]
         return all(map(self.memory.has_left, others if peer == Patience.ANYONE else [peer]))
+
+    def failure(self, what: object) -> RankFailedError | None:
+        """Return the error for `what`, an operation, if a rank has died."""
+        neighbours = self._neighbours()
+        fates = neighbours.fates() if neighbours else None
+        if not fates:
+            return None
+        dead = {self._ranks.index(p): fates[p] for p in fates if p in self._ranks}
+        if not dead:
+            return None
+        told = ", ".join(f"rank {rank} {fate}" for rank, fate in dead.items())
+        return RankFailedError(f"{what}, but {told}", tuple(dead))
 
     def begin(self) -> None:
         """Note that this process waits."""

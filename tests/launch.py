@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def mpirun(
     timeout: float = 60.0,
     env: Mapping[str, str] | None = None,
     cwd: str | Path = REPO,
+    options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run `mpirun -np ranks python *args` and return its exit code, stdout and stderr.
 
@@ -49,11 +50,12 @@ def mpirun(
         timeout: seconds after which the whole process group is ended and the test fails.
         env: variables to set on top of the environment.
         cwd: where the program runs; the repository's root unless told.
+        options: further ones for mpirun.
     """
     launcher = find_mpirun()
     if launcher is None:
         pytest.skip(f"there is no mpirun beside {sys.executable}")
-    command = [launcher, "-np", str(ranks), sys.executable, *map(str, args)]
+    command = [launcher, *options, "-np", str(ranks), sys.executable, *map(str, args)]
     return run_group(command, timeout, {**SETTINGS, **(env or {})}, cwd)
 
 

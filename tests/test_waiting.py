@@ -149,6 +149,8 @@ def test_a_rank_that_does_not_come_is_a_timeout_and_ends_the_job_with_code_86(la
     result, seconds = run(2, program, comm_timeout=1.0, env=env)
     assert result.returncode == 86
     assert "CommTimeoutError: rank 0" in result.stderr
+    waits = {"1": "rank 1 did not come", "0": "waits for messages from or to rank 1"}
+    assert waits[shared] in result.stderr
     if shared == "1":
         where = re.search(rf"rank 1: process \d+ is ({state})(.*)", result.stderr, re.S)
         assert where, result.stderr

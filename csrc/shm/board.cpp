@@ -216,6 +216,12 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
   waited_ns_ += uint64_t(seconds_since(start) * 1e9);
 }
 
+bool Board::member_died() const {
+  return watchdog_ && watchdog_->deaths() &&
+         std::any_of(members_.begin(), members_.end(),
+                     [this](int p) { return watchdog_->is_dead(p); });
+}
+
 // Whether there is any use in waiting on. A deadlock comes first: who was told of it may have left.
 void Board::check(const Counter& counter, uint64_t target, int peer, double waited_s, Idle& idle) {
   try {
@@ -228,6 +234,7 @@ void Board::check(const Counter& counter, uint64_t target, int peer, double wait
     throw;
   }
   if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
+  if (member_died() && !counter.reached(target)) fail(Died{});
   if (waited_s > timeout_) fail(Stalled{peer});
 }
 

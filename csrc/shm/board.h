@@ -24,6 +24,7 @@
 #include "shm/segment.h"
 #include "shm/slab.h"
 #include "shm/waits.h"
+#include "shm/watchdog.h"
 
 namespace pycomm::shm {
 
@@ -155,6 +156,11 @@ class Board {
 
   // Make progress with the messages of this process while it waits here.
   void serve(Mailbox* mailbox) { mailbox_ = mailbox; }
+  // Throw Died once one of `members` has, which are processes of `watchdog`.
+  void heed(Watchdog* watchdog, std::vector<int> members) {
+    watchdog_ = watchdog;
+    members_ = std::move(members);
+  }
 
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
@@ -191,6 +197,7 @@ class Board {
   Path agree();
   void await(Counter&, uint64_t target, int peer, Idle&);
   void await_long(Counter&, uint64_t target, int peer, Idle&);
+  bool member_died() const;
   void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
@@ -207,6 +214,8 @@ class Board {
   Waits* waits_ = nullptr;
   Mailbox* mailbox_ = nullptr;
   std::vector<int> processes_;
+  Watchdog* watchdog_ = nullptr;
+  std::vector<int> members_;
   Line* lines_;
   Header* headers_;
   Phase* phases_;

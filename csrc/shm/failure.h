@@ -18,5 +18,6 @@ struct Departed : Failure {
   explicit Departed(int rank) : rank(rank) {}
   int rank;
 };
+struct Died : Failure {};  // a rank of the communicator
 
 }  // namespace pycomm::shm

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from pycomm.errors import CommError
-from pycomm.transport.base import Request
+from pycomm.transport.wire import WireRequest
 
 
 class LoopbackWire:
@@ -19,17 +19,21 @@ class LoopbackWire:
     library = "no MPI"
     threads = "none"
 
-    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Raise: no other process exists."""
         raise CommError(f"cannot send to process {peer}: this process is alone")
 
-    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Raise: no other process exists."""
         raise CommError(f"cannot receive from process {peer}: this process is alone")
 
     def take(self, tag: int) -> None:
         """Return None: no message ever comes."""
         return None
+
+    def failed(self) -> list[int]:
+        """Return nobody."""
+        return []
 
     def abort(self, code: int) -> None:
         """End the process."""

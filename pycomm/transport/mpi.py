@@ -7,6 +7,8 @@ import os
 import re
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import mpi4py
@@ -14,7 +16,7 @@ import numpy as np
 
 from pycomm import _native
 from pycomm.config import Config
-from pycomm.transport.base import Request
+from pycomm.transport.wire import WireRequest
 
 _lock = threading.RLock()
 """Every call into MPI is made under it, so MPI_THREAD_SERIALIZED is enough."""
@@ -59,22 +61,40 @@ def _address(mpi: Any, name: str) -> int:
 
 
 class _MpiRequest:
-    """The pieces of one message; keeps its memory alive until they are complete."""
+    """The pieces of one message; keeps its memory alive until they are complete.
 
-    __slots__ = ("_pieces", "_memory", "_mpi")
+    If the peer died it never completes: who waits for it asks the wire who failed.
+    """
 
-    def __init__(self, mpi: Any, pieces: list[Any], memory: np.ndarray):
-        self._mpi = mpi
-        self._pieces: list[Any] | None = pieces
+    __slots__ = ("_failed", "_memory", "_pieces", "_wire", "peer")
+
+    def __init__(self, wire: MpiWire, pieces: list[Any] | None, memory: np.ndarray, peer: int):
+        self._wire = wire
+        self._pieces = pieces
+        self._failed = pieces is None
         self._memory: np.ndarray | None = memory
+        self.peer = peer
 
     def test(self) -> bool:
-        if self._pieces is not None:
-            with _lock:
-                complete = self._mpi.Request.Testall(self._pieces)
-            if complete:
-                self._pieces = self._memory = None
-        return self._pieces is None
+        if self._pieces is not None and not self._failed:
+            try:
+                with _lock:
+                    complete = self._wire.mpi.Request.Testall(self._pieces)
+                if complete:
+                    self._pieces = self._memory = None
+            except self._wire.mpi.Exception:
+                self._wire.check_death()
+                self._failed = True
+        return self._pieces is None and not self._failed
+
+
+def _outlives_failures(comm: Any) -> bool:
+    """Say whether MPI reports dead processes."""
+    try:
+        comm.Get_failed().Free()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 class MpiWire:
@@ -87,8 +107,16 @@ class MpiWire:
     """
 
     def __init__(self, mpi: Any, comm: Any, config: Config):
-        self._mpi = mpi
+        self.mpi = mpi
         self._comm = comm.Dup()
+        self._comm.Set_errhandler(mpi.ERRORS_RETURN)
+        everyone = mpi._handleof(mpi.COMM_WORLD)
+        _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
+        self._group = self._comm.Get_group()
+        self._outlives = _outlives_failures(self._comm)
+        self._last_words_s = 0.25
+        """What was written last is still on its way through the launcher; and ranks on other hosts,
+        which may know more, raise at about the time that this one does."""
         self._piece = config.max_message_bytes
         self.rank: int = comm.rank
         self.size: int = comm.size
@@ -96,17 +124,24 @@ class MpiWire:
         self.threads = _THREADS[mpi.Query_thread()]
         self.tags: int = mpi.COMM_WORLD.Get_attr(mpi.TAG_UB) + 1
 
-    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""
-        with _lock:
-            pieces = [self._comm.Isend([p, self._mpi.BYTE], peer, tag) for p in self._cut(data)]
-        return _MpiRequest(self._mpi, pieces, data)
+        return self._start(self._comm.Isend, data, peer, tag)
 
-    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to receive exactly `out.nbytes` bytes."""
-        with _lock:
-            pieces = [self._comm.Irecv([p, self._mpi.BYTE], peer, tag) for p in self._cut(out)]
-        return _MpiRequest(self._mpi, pieces, out)
+        return self._start(self._comm.Irecv, out, peer, tag)
+
+    def _start(
+        self, post: Callable[..., Any], data: np.ndarray, peer: int, tag: int
+    ) -> WireRequest:
+        pieces = None
+        try:
+            with _lock:
+                pieces = [post([p, self.mpi.BYTE], peer, tag) for p in self._cut(data)]
+        except self.mpi.Exception:
+            self.check_death()
+        return _MpiRequest(self, pieces, data, peer)
 
     def _cut(self, data: np.ndarray) -> list[np.ndarray]:
         return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
@@ -114,25 +149,49 @@ class MpiWire:
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""
         with _lock:
-            status = self._mpi.Status()
-            message = self._comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            status = self.mpi.Status()
+            try:
+                message = self._comm.Improbe(self.mpi.ANY_SOURCE, tag, status)
+            except self.mpi.Exception:
+                self.check_death()
+                self._comm.Ack_failed(self.size)  # or it would find no message of others, either
+                return None
             if message is None:
                 return None
-            data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-            message.Recv([data, self._mpi.BYTE])
+            data = np.empty(status.Get_count(self.mpi.BYTE), np.uint8)
+            message.Recv([data, self.mpi.BYTE])
             return data, status.Get_source()
+
+    def check_death(self) -> None:
+        """Raise the MPI error that is being handled again, unless processes are known to be dead.
+
+        Then whoever waits learns it from `failed`; MPI's own words differ from call to call.
+        """
+        if not self.failed():
+            raise
+
+    def failed(self) -> list[int]:
+        """Return the processes that are known to be dead; none where that ends the job anyway."""
+        if not self._outlives:
+            return []
+        with _lock:
+            group = self._comm.Get_failed()
+            ranks: list[int] = group.Translate_ranks(None, self._group)
+            group.Free()
+        return ranks
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
-        self._mpi.COMM_WORLD.Abort(code)
+        time.sleep(self._last_words_s)
+        self.mpi.COMM_WORLD.Abort(code)
 
     def abort_on_failure(self) -> None:
         """End the job when this process exits with a failure, and pycomm is to finalize MPI.
 
         On one host the launcher does that. Between hosts MPICH's ends the ranks of that host only.
         """
-        handle = self._mpi._handleof(self._mpi.COMM_WORLD)
-        _native.abort_on_failure(_address(self._mpi, "MPI_Abort"), handle)
+        _native.abort_on_failure()
+        self._last_words_s = 0.5
 
     def close(self) -> None:
         """Free the duplicate; collective."""

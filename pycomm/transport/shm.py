@@ -12,7 +12,14 @@ import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board
-from pycomm.errors import CommError, CommTimeoutError, DeadlockError, DepartedError, MismatchError
+from pycomm.errors import (
+    CommError,
+    CommTimeoutError,
+    DeadlockError,
+    DepartedError,
+    MismatchError,
+    RankFailedError,
+)
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job, traffic_bytes
@@ -28,6 +35,9 @@ class Reporter(Protocol):
 
     def report(self) -> str:
         """Return where every rank is."""
+
+    def failure(self, what: object) -> RankFailedError | None:
+        """Return the error for `what`, an operation, if a rank has died."""
 
     def deadlock(self, cycle: list[int]) -> DeadlockError:
         """Return the error for a cycle of processes that wait for each other."""
@@ -178,6 +188,10 @@ class SharedMemory(Transport):
         """Make progress with messages while this rank waits in a collective."""
         self._board.serve(mailbox)
 
+    def heed(self, watchdog: _native.Watchdog, processes: Sequence[int]) -> None:
+        """Raise in operations once `watchdog` knows one of the communicator's processes as dead."""
+        self._board.heed(watchdog, list(processes))
+
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`."""
         return self._messages.isend(data, peer)
@@ -200,6 +214,7 @@ class SharedMemory(Transport):
             DepartedError: a rank has left that was waited for.
             DeadlockError: a rank that is waited for waits for this one.
             CommError: the system does not let this rank read another's memory any more.
+            RankFailedError: a rank of the communicator died.
         """
         waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
         try:
@@ -219,6 +234,9 @@ class SharedMemory(Transport):
             rank, code = error.args
             what = f"cannot read the memory of rank {self._names[rank]}: {os.strerror(code)}"
             raise CommError(f"{me} {what}; PYCOMM_PEER_READS=never does without") from None
+        except _native.Died:
+            what = f"{me} waits in {job.kind}"
+            raise (self._peers.failure(what) or RankFailedError(what)) from None
         except _native.Departed as error:
             gone = f"rank {self._names[error.args[0]]} has left"
             raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None

@@ -6,16 +6,23 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from pycomm.errors import CommTimeoutError, DepartedError
+from pycomm.errors import CommError, CommTimeoutError, DepartedError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 
 _logger = logging.getLogger("pycomm")
+
+
+class WireRequest(Request, Protocol):
+    """A transfer under way on a wire."""
+
+    peer: int
+    """The process that it is to, or from."""
 
 
 class Wire(Protocol):
@@ -28,11 +35,14 @@ class Wire(Protocol):
     library: str
     """What it runs on, with its version."""
 
-    def isend(self, data: np.ndarray, peer: int, tag: int) -> Request:
+    def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""
 
-    def irecv(self, out: np.ndarray, peer: int, tag: int) -> Request:
+    def irecv(self, out: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to receive exactly `out.nbytes` bytes."""
+
+    def failed(self) -> list[int]:
+        """Return the processes that are known to be dead; a job must be able to outlive them."""
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""
@@ -55,6 +65,9 @@ class Watch(Protocol):
 
     def end(self) -> None:
         """Note that it no longer does."""
+
+    def failure(self, what: object) -> CommError | None:
+        """Return the error for `what`, an operation, if a rank has died."""
 
     def report(self) -> str:
         """Return where every rank is."""
@@ -94,7 +107,7 @@ class Patience:
         self,
         ready: Callable[[], bool],
         peer: int,
-        what: str,
+        what: object,
         timeout: float | None = None,
         only_peer: Callable[[], bool] = lambda: False,
         doze: Doze = _sleep,
@@ -104,7 +117,7 @@ class Patience:
         Args:
             ready: makes progress and says whether to go on.
             peer: the rank that is waited for, or ANYONE.
-            what: who waits for what, for error messages.
+            what: who waits for what, as str() says it for error messages.
             timeout: seconds, instead of the communicator's.
             only_peer: says whether nothing but an operation of the peer can make it ready.
             doze: how to sleep.
@@ -112,6 +125,7 @@ class Patience:
         Raises:
             CommTimeoutError: not ready in time; says where every rank is.
             DepartedError: the peer has left.
+            RankFailedError: a rank of the communicator died.
             DeadlockError: the peer waits for this rank.
         """
         for _ in range(self.SPINS):
@@ -130,7 +144,7 @@ class Patience:
         self,
         ready: Callable[[], bool],
         peer: int,
-        what: str,
+        what: object,
         timeout: float,
         only_peer: Callable[[], bool],
         doze: Doze,
@@ -149,10 +163,11 @@ class Patience:
             if waited_s > timeout:
                 where = self._watch.report()
                 raise CommTimeoutError(f"{what}: no progress for {timeout:g} s\n{where}")
-            if self._watch.has_left(peer):
+            failure = self._watch.failure(what)
+            if failure or self._watch.has_left(peer):
                 left_s = min(left_s, waited_s)
             if waited_s > left_s + self.LAST_WORDS_S:
-                raise DepartedError(f"{what}, but {self._name(peer)} left")
+                raise failure or DepartedError(f"{what}, but {self._name(peer)} left")
             self._watch.look(peer if only_peer() else self.ANYONE)
 
     def _name(self, peer: int) -> str:
@@ -160,10 +175,21 @@ class Patience:
 
 
 class WireTransport(Transport):
-    """The ranks of a communicator on a wire: `ranks` are their numbers there, `tag` is its own."""
+    """Some ranks of a communicator on a wire.
 
-    def __init__(self, wire: Wire, ranks: Sequence[int], tag: int, patience: Patience):
+    Args:
+        wire: carries the bytes.
+        ranks: as processes of the wire.
+        tag: the communicator's own.
+        patience: waits.
+        names: what error messages call the ranks.
+    """
+
+    def __init__(
+        self, wire: Wire, ranks: Sequence[int], tag: int, patience: Patience, names: Sequence[int]
+    ):
         self._wire = wire
+        self._names = dict(zip(ranks, names))
         self._ranks = ranks
         self._tag = tag
         self._patience = patience
@@ -180,5 +206,17 @@ class WireTransport(Transport):
 
     def wait(self, *requests: Request) -> None:
         """Return when all of the requests are complete."""
-        what = f"rank {self.rank} waits for messages"
+        what = _Waiting(self._names[self._wire.rank], requests, self._names)
         self._patience.until(lambda: all([r.test() for r in requests]), Patience.ANYONE, what)
+
+
+class _Waiting:
+    """Says who waits for whom, which only an error message wants to know."""
+
+    def __init__(self, rank: int, requests: Sequence[Request], names: Mapping[int, int]):
+        self._rank, self._requests, self._names = rank, requests, names
+
+    def __str__(self) -> str:
+        peers = {getattr(request, "peer", -1) for request in self._requests if not request.test()}
+        late = ", ".join(str(name) for peer, name in self._names.items() if peer in peers)
+        return f"rank {self._rank} waits for messages from or to rank {late}"

@@ -48,11 +48,14 @@ def sent_by(operation):
 """
 
 
-def run(number: int, ranks: int, program: str) -> subprocess.CompletedProcess[str]:
+def run(
+    number: int, ranks: int, program: str, comm_timeout: float = 20
+) -> subprocess.CompletedProcess[str]:
     """Run a program that has `comm` on so many hosts with so many ranks each."""
     require()
+    start = START.replace("timeout=20", f"timeout={comm_timeout}")
     with hosts(number) as network:
-        return network.mpirun(ranks, "-c", START + textwrap.dedent(program), timeout=30)
+        return network.mpirun(ranks, "-c", start + textwrap.dedent(program), timeout=30)
 
 
 def told(number: int, ranks: int, program: str) -> list[list]:
@@ -180,6 +183,45 @@ def test_a_rank_that_raises_ends_the_job_on_all_hosts(raising):
     assert "ValueError: seven" in result.stderr
     assert f"rank {raising} of 4 raised ValueError: the job ends" in result.stderr
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        ("comm.all_reduce(np.ones(10))", "waits for messages from or to rank 1: no progress"),
+        ("comm.recv(1)", "receives from rank 1 with tag 0: no progress"),
+    ],
+)
+def test_a_stopped_rank_on_another_host_is_named(operation, words):
+    program = f"""
+        import os, signal
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        {operation}
+    """
+    start = time.perf_counter()
+    result = run(2, 1, program, comm_timeout=2)
+    assert result.returncode == 86
+    assert "CommTimeoutError: rank 0 " + words in result.stderr
+    assert time.perf_counter() - start < 10
+
+
+def test_a_killed_rank_is_named_by_its_node_mate():
+    """MPICH's launcher may be faster than the node-mate, on a busy machine."""
+    program = """
+        import os
+        if rank == 3:
+            os.kill(os.getpid(), 9)
+        time.sleep(60)
+    """
+    for _ in range(4):
+        start = time.perf_counter()
+        result = run(2, 2, program)
+        assert result.returncode != 0 and time.perf_counter() - start < 10
+        if "pycomm:" in result.stderr:
+            break
+    assert "pycomm: rank 2: rank 3 of 4 (process " in result.stderr
+    assert "on host h2) was killed by signal 9" in result.stderr
 
 
 def test_hosts_leave_nothing_behind():
