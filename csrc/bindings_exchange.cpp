@@ -22,7 +22,7 @@ void bind_exchange(nb::module_& m) {
   using shm::Board;
   m.def(
       "use_cache_bytes", [](size_t bytes) { return std::exchange(shm::cache_bytes(), bytes); },
-      "nbytes"_a, "Copy past the caches what touches more than this; for tests. Returns the old.");
+      "nbytes"_a, "Copy past the caches what touches so much or more; for tests. Returns the old.");
   m.def("board_reduce", [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype,
                            uintptr_t op, double factor, int root) {
     const auto r = reduction(dtype, op, factor, b.size());

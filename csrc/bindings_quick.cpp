@@ -70,7 +70,7 @@ bool quick_all_reduce(Board& board, nb::handle x, nb::handle op) {
   });
 }
 
-// The code of a root, or −1.
+// A root by its number, or −1 if it is none.
 int root_of(nb::handle root, const Board& board) {
   const long r = PyLong_Check(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
   if (r == -1) PyErr_Clear();

@@ -1,6 +1,7 @@
 #include "shm/board.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 
@@ -163,8 +164,11 @@ void Board::take(int r, size_t offset, char* to, size_t bytes, const CopyOut& co
   if (!bytes) return;
   if (line(r).offer != Offer::remote) return copy_out(to, source(r) + offset, bytes);
   const int error = read_process(presence_[r].pid, to, line(r).place.offset + offset, bytes);
-  if (error) depart(), fail(Unreadable{r, error});
   peer_reads_done++;
+  if (!error) return;
+  depart();
+  if (error == ESRCH) fail(Departed{r});
+  fail(Unreadable{r, error});
 }
 
 char* Board::slab_memory(int r) {

@@ -135,7 +135,7 @@ class Board {
   char* target(int r) { return slab_memory(r); }
 
   // Unless open() returned pipelined: copies `bytes` at `offset` of what rank r offered. Throws
-  // Unreadable, and lets others have Departed.
+  // Unreadable or Departed, and then departs, so that nobody waits for this rank.
   void take(int r, size_t offset, char* to, size_t bytes, const CopyOut&);
 
   // Returns when all ranks have called it as often as this one.
