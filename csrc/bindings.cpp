@@ -1,6 +1,7 @@
 // The extension pycomm._native: checks arguments, then hands plain pointers on.
 #include "bindings.h"
 
+#include "call_site.h"
 #include "exit.h"
 #include "shm/slab.h"
 
@@ -90,6 +91,9 @@ NB_MODULE(_native, m) {
   bind_waits(m);
   bind_board(m);
   bind_exchange(m);
+  bind_engine(m);
+  m.def("know_package", &know_package, "folder"_a);
+  m.def("call_site", &call_site);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
   m.def("abort_on_failure", [](uintptr_t function, uintptr_t communicator) {

@@ -11,6 +11,7 @@
 
 #include "cpu/reduce.h"
 #include "shm/board.h"
+#include "shm/engine.h"
 
 namespace pycomm {
 
@@ -22,6 +23,7 @@ void bind_board(nb::module_&);
 void bind_waits(nb::module_&);
 void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
+void bind_engine(nb::module_&);
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.
@@ -35,7 +37,7 @@ class GilIdle : public shm::Idle {
   }
   void poll() override {
     if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
-    if (PyErr_CheckSignals()) throw nb::python_error();
+    if (Py_MakePendingCalls()) throw nb::python_error();  // signals, and what engines have to say
     park();
   }
   void late(int rank, int peer, double waited_s) override {
@@ -47,6 +49,12 @@ class GilIdle : public shm::Idle {
 
  private:
   PyThreadState* saved_ = nullptr;
+};
+
+// A collective with checked arguments, for now or for an engine; it keeps neither its board nor its
+// memory.
+struct Prepared {
+  shm::Collective collective;
 };
 
 template <class T>

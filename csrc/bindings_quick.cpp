@@ -7,8 +7,12 @@
 
 #include <chrono>
 
+#include <nanobind/stl/shared_ptr.h>
+
 #include "bindings.h"
+#include "call_site.h"
 #include "fingerprint.h"
+#include "python_engine.h"
 #include "shm/direct.h"
 
 namespace pycomm {
@@ -32,6 +36,7 @@ struct Known {
   PyObject *data_ptr, *numel, *dtype, *is_contiguous, *is_cpu, *requires_grad;
 };
 Known known;
+constexpr const char* kOps[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
 bool in_forked_child = false;
 
 // Typestrings of the buffer protocol by dtype code; NumPy calls int64 'l' and long long 'q'.
@@ -146,7 +151,7 @@ bool run(Board& board, size_t kind, size_t bytes, Run run) {
   return true;
 }
 
-bool usable(const Board& board) { return board.quick && !in_forked_child; }
+bool usable(const Board& board) { return board.quick && !board.engaged() && !in_forked_child; }
 
 bool quick_barrier(Board& board) {
   if (!usable(board)) return false;
@@ -164,6 +169,34 @@ bool quick_all_reduce(Board& board, nb::handle x, nb::handle op) {
   return run(board, Board::kAllReduce, a.bytes, [&](auto& idle) {
     shm::all_reduce(board, f, a.data, a.count(), {a.dtype, code}, idle);
   });
+}
+
+// The call in words, as guard.describe() has it.
+std::string described(const Array& a, int code) {
+  const char* dtypes[] = {"bool",      "int8",      "int16",   "int32",         "int64",
+                          "uint8",     "uint16",    "uint32",  "uint64",        "float16",
+                          "bfloat16",  "float32",   "float64", "float8_e4m3fn", "float8_e5m2",
+                          "complex64", "complex128"};
+  std::string text = "all_reduce(op='";
+  text.append(kOps[code]).append("', ").append(dtypes[a.dtype]);
+  text.append(", elements=").append(std::to_string(a.count()));
+  return text.append(", algorithm='direct') at ").append(call_site());
+}
+
+// Null where the long way has to do it.
+std::shared_ptr<shm::Operation> quick_start_all_reduce(PythonEngine& engine, nb::handle x,
+                                                       nb::handle op) {
+  Array a;
+  if (!engine.board.quick || in_forked_child || !array_of(x, true, a)) return nullptr;
+  const int code = op_of(op, a.dtype);
+  if (code < 0) return nullptr;
+  const uint64_t f = Fingerprint("all_reduce").call(a.dtype, code, 0).add(a.count()).value();
+  Board::Count& count = engine.board.counted(Board::kAllReduce);
+  count.operations++, count.bytes += a.bytes;
+  auto collective = [f, a, code, &board = engine.board](shm::Idle& idle) {
+    shm::all_reduce(board, f, a.data, a.count(), {a.dtype, code}, idle);
+  };
+  return engine.submit(collective, "all_reduce", described(a, code), x);
 }
 
 bool quick_broadcast(Board& board, nb::handle x, nb::handle root) {
@@ -239,8 +272,7 @@ void bind_quick(nb::module_& m, nb::class_<Board>& board) {
   known.is_contiguous = PyUnicode_InternFromString("is_contiguous");
   known.is_cpu = PyUnicode_InternFromString("is_cpu");
   known.requires_grad = PyUnicode_InternFromString("requires_grad");
-  const char* names[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
-  for (int code = 0; code < 8; code++) known.ops[code] = PyUnicode_InternFromString(names[code]);
+  for (int code = 0; code < 8; code++) known.ops[code] = PyUnicode_InternFromString(kOps[code]);
   pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
   m.def("know_tensors", &know_tensors, "tensor"_a, "dtypes"_a,
         "Tell the quick way of torch: the Tensor type, and its dtypes (or None) by code.");
@@ -250,6 +282,8 @@ void bind_quick(nb::module_& m, nb::class_<Board>& board) {
     for (uint64_t count : elements) f.add(count);
     return f.value();
   });
+  m.def("start_all_reduce", &quick_start_all_reduce,
+        "Submit to an engine; None where the long way has to.");
   board.def_rw("quick", &Board::quick, "Whether the quick_… methods may be used now.")
       .def("quick_barrier", &quick_barrier)
       .def("quick_all_reduce", &quick_all_reduce)

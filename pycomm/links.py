@@ -80,6 +80,7 @@ class Links:
             self._stats,
             self._peers,
             ranks,
+            known.spare_cores(),
         )
         if memory and known.waits:
             memory.watch(known.waits, [self._processes[rank] for rank in ranks])

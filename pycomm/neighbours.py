@@ -46,7 +46,21 @@ class Neighbours:
 
     def crowded(self) -> bool:
         """Say whether this host has more ranks than this process may use cores."""
-        return sum(map(self.on_this_host, range(len(self.hosts)))) > len(os.sched_getaffinity(0))
+        return self._ranks_here() > len(os.sched_getaffinity(0))
+
+    def _ranks_here(self) -> int:
+        return sum(map(self.on_this_host, range(len(self.hosts))))
+
+    def spare_cores(self) -> list[int]:
+        """Return the cores that the launcher may use, if they are more than the ranks on this host.
+
+        A rank that is bound to a core computes there; what it does besides can be done elsewhere.
+        """
+        try:
+            cores = os.sched_getaffinity(os.getppid())
+        except OSError:
+            return []
+        return sorted(cores) if len(cores) > self._ranks_here() else []
 
     def look_at(self, process: int) -> str:
         """Return state and stacks of a process, if it runs on this host."""

@@ -33,6 +33,7 @@ struct Idle {
                     double waited_s) {  // once, when half of the timeout is over
     (void)rank, (void)peer, (void)waited_s;
   }
+  bool background = false;  // its core is for others, who compute: it sleeps instead of spinning
 };
 
 // How a rank offers its data in an opening.
@@ -104,6 +105,13 @@ class Board {
     processes_ = std::move(processes);
   }
 
+  // Operations that an engine has yet to finish, which calls from elsewhere must not overtake.
+  void asynchronous(int more) {
+    asynchronous_.fetch_add(more, std::memory_order_acq_rel);
+    if (waits_) waits_->asynchronous(more);
+  }
+  bool engaged() const { return asynchronous_.load(std::memory_order_acquire) > 0; }
+
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
   bool has_departed(int r) const { return presence_[r].departed.load(std::memory_order_acquire); }
@@ -143,6 +151,7 @@ class Board {
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
+  std::atomic<int> asynchronous_ = 0;
   std::exception_ptr failure_;
   std::vector<char*> sources_;
   Waits* waits_ = nullptr;
