@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport, counterparts
-from pycomm.transport.shm import Exchange, SharedMemory
+from pycomm.transport.sharing import Exchange
+from pycomm.transport.shm import SharedMemory
 from pycomm.transport.wire import Patience, WireTransport
 from pycomm.world import World
 

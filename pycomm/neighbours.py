@@ -9,7 +9,8 @@ from pycomm import _native
 from pycomm._native import Waits
 from pycomm.errors import DeadlockError
 from pycomm.observe import stacks
-from pycomm.transport.shm import Exchange, SharedMemory, host_identity, share
+from pycomm.transport.sharing import Exchange, host_identity, share
+from pycomm.transport.shm import SharedMemory
 from pycomm.transport.wire import Patience
 
 
