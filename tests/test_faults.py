@@ -168,6 +168,28 @@ def test_an_interrupt_ends_waiting_for_an_asynchronous_operation(timeout):
     assert result.stdout == "interrupted" and result.returncode == 0, result.stderr
 
 
+def test_a_rank_that_is_bound_to_a_core_lets_operations_run_on_a_spare_one():
+    """And where all cores have a rank, they stay on its own."""
+    program = """
+        import sys, os
+        launchers = os.sched_getaffinity(os.getppid())
+        mine = {min(launchers)}
+        os.sched_setaffinity(0, mine)
+        import numpy as np, pycomm
+        before = set(os.listdir("/proc/self/task"))
+        comm = pycomm.init()
+        comm.all_reduce(np.ones(1), async_op=True).wait()
+        sets = [os.sched_getaffinity(int(t)) for t in set(os.listdir("/proc/self/task")) - before]
+        spare = len(launchers) > comm.size
+        assert (launchers if spare else mine) in sets, (launchers, sets)
+        assert os.sched_getaffinity(0) == mine
+        comm.barrier()
+    """
+    for ranks in (1, os.cpu_count() + 1):
+        result = mpirun(ranks, "-c", textwrap.dedent(program), timeout=60)
+        assert result.returncode == 0, result.stderr
+
+
 def test_another_timeout_the_second_time_is_refused():
     program = """
         assert pycomm.init() is comm and pycomm.init(60.0) is comm
