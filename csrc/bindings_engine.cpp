@@ -50,10 +50,6 @@ bool drain(PythonEngine& e) {
   return true;
 }
 
-bool finished(const Operation& operation) {
-  return operation.finished.load(std::memory_order_acquire);
-}
-
 }  // namespace
 
 PythonEngine::PythonEngine(shm::Board& board, std::vector<int> cores)
@@ -73,7 +69,7 @@ std::shared_ptr<Operation> PythonEngine::submit(shm::Collective collective, std:
 
 // What is dropped may run Python code that comes back here.
 void PythonEngine::let_go() {
-  while (!kept.empty() && finished(*kept.front().first)) {
+  while (!kept.empty() && kept.front().first->finished()) {
     const nb::object dropped = std::move(kept.front().second);
     kept.pop_front();
   }
@@ -81,12 +77,12 @@ void PythonEngine::let_go() {
 
 void bind_engine(nb::module_& m) {
   nb::class_<Operation>(m, "Operation")
-      .def_prop_ro("finished", &finished)
-      .def_prop_ro("failed", [](const Operation& o) { return finished(o) && o.error != nullptr; })
+      .def_prop_ro("finished", &Operation::finished)
+      .def_prop_ro("failed", [](const Operation& o) { return o.finished() && o.error != nullptr; })
       .def_ro("kind", &Operation::kind)
       .def_ro("notes", &Operation::notes)
       .def("check", [](const Operation& o) {
-        if (finished(o) && o.error) std::rethrow_exception(o.error);
+        if (o.finished() && o.error) std::rethrow_exception(o.error);
       });
   nb::class_<PythonEngine>(m, "Engine")
       .def(nb::init<shm::Board&, std::vector<int>>(), "board"_a, "cores"_a, nb::keep_alive<1, 2>())

@@ -148,7 +148,7 @@ class Dispatcher:
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
         self._engine.close()
-        if self._memory:
+        if self._memory and not guard.in_child:
             self._memory.drain()
         self.closed = True
         del self.transport

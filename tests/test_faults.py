@@ -140,9 +140,14 @@ def test_a_forked_child_leaves_its_parents_operations_alone():
         if comm.rank == 1:
             child = os.fork()
             if child == 0:
+                try:
+                    work.wait()
+                except RuntimeError as error:
+                    assert "a forked child cannot wait" in str(error)
                 del work
-                sys.exit(0)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                comm.close()
+                sys.exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             comm.send(x, 0)
         assert (work.wait() == 2).all()
     """

@@ -2,11 +2,11 @@
 
 #include <pthread.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <stdexcept>
 #include <utility>
 
 namespace pycomm::shm {
@@ -59,12 +59,9 @@ Engine::Engine(Board& board, std::vector<int> cores, Late late)
       owner_(getpid()),
       shared_(std::make_unique<Shared>()) {}
 
-// A forked child has neither the thread nor a mutex that it could trust.
 Engine::~Engine() {
-  if (getpid() != owner_)
-    static_cast<void>(shared_.release());
-  else
-    stop();
+  stop();
+  if (in_forked_child()) static_cast<void>(shared_.release());
 }
 
 void Engine::submit(std::shared_ptr<Operation> operation) {
@@ -98,10 +95,12 @@ void Engine::work() {
 }
 
 bool Engine::wait(const Operation& operation, std::optional<double> timeout_s, Idle& idle) {
-  if (finished(operation)) return true;
+  if (operation.finished()) return true;
+  if (in_forked_child())
+    throw std::runtime_error("a forked child cannot wait for its parent's operations");
   const auto start = Clock::now();
   Lock lock(shared_->mutex);
-  while (!finished(operation)) {
+  while (!operation.finished()) {
     if (!timeout_s && next_is_free()) {
       run_next(lock, idle);
       continue;
@@ -153,7 +152,7 @@ std::exception_ptr Engine::run(Operation& operation, Idle& idle) {
 void Engine::finish(Operation& operation) {
   operation.collective = nullptr;
   board_.asynchronous(-1);
-  operation.finished.store(true, std::memory_order_release);
+  operation.done.store(true, std::memory_order_release);
   shared_->done.notify_all();
 }
 
@@ -163,6 +162,7 @@ std::shared_ptr<Operation> Engine::failed() const {
 }
 
 void Engine::stop() {
+  if (in_forked_child()) return;
   shared_->stopping = true;
   {
     std::lock_guard lock(shared_->mutex);

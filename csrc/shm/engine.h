@@ -5,6 +5,8 @@
 // one at a time, so the board needs no lock: the mutex orders one operation before the next.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -24,12 +26,14 @@ namespace pycomm::shm {
 // A collective with its arguments; their memory has to last until it has run.
 using Collective = std::function<void(Idle&)>;
 
-// `error` and `notes` are written before `finished` (release), and then never again.
+// `error` and `notes` are written before `done` (release), and then never again.
 struct Operation {
+  bool finished() const { return done.load(std::memory_order_acquire); }
+
   std::string kind;
   std::string note;  // the call in words, for the ranks that made another
   Collective collective;
-  std::atomic<bool> finished = false;
+  std::atomic<bool> done = false;
   std::exception_ptr error;
   std::vector<std::string> notes;  // everybody's, after Mismatch
 };
@@ -48,10 +52,11 @@ class Engine {
   void submit(std::shared_ptr<Operation> operation);
 
   // Whether an operation is not finished. Only the thread that submits may ask.
-  bool busy() const { return last_ && !finished(*last_); }
+  bool busy() const { return last_ && !last_->finished(); }
 
   // Waits for an operation, at most `timeout_s` seconds; returns whether it is finished. Without a
   // limit, the caller does what the thread has not begun, and gets what that throws but Failure.
+  // Throws std::runtime_error in a forked child.
   bool wait(const Operation& operation, std::optional<double> timeout_s, Idle& idle);
 
   // Waits for all of them.
@@ -78,9 +83,7 @@ class Engine {
     std::thread thread;
   };
 
-  static bool finished(const Operation& operation) {
-    return operation.finished.load(std::memory_order_acquire);
-  }
+  bool in_forked_child() const { return getpid() != owner_; }
   void start();
   void work();
   bool next_is_free() const { return !shared_->running && !shared_->queue.empty(); }
@@ -91,7 +94,7 @@ class Engine {
   Board& board_;
   std::vector<int> cores_;
   Late late_;
-  pid_t owner_;
+  pid_t owner_;  // a forked child has neither the thread nor a mutex that it could trust
   std::shared_ptr<Operation> last_;
   std::unique_ptr<Shared> shared_;
 };
