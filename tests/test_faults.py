@@ -159,15 +159,16 @@ def test_a_forked_child_leaves_its_parents_operations_alone():
 def test_an_interrupt_ends_waiting_for_an_asynchronous_operation(timeout):
     program = f"""
         import signal
+        other = comm.split(0)
         if comm.rank == 0:
-            comm.recv(1)
+            other.recv(1)
         else:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
                 comm.all_reduce(np.ones(10), async_op=True).wait({timeout})
             except KeyboardInterrupt:
                 sys.stdout.write("interrupted")
-            comm.send(np.ones(1), 0)
+            other.send(np.ones(1), 0)
     """
     result, _ = run(2, program)
     assert result.stdout == "interrupted" and result.returncode == 0, result.stderr
