@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <unistd.h>
+
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -29,25 +31,34 @@ void bind_engine(nb::module_&);
 // for signals such as Ctrl-C now and then.
 class GilIdle : public shm::Idle {
  public:
-  ~GilIdle() override {
-    if (saved_) PyEval_RestoreThread(saved_);
-  }
+  ~GilIdle() override { resume(); }
   void park() override {
     if (!saved_) saved_ = PyEval_SaveThread();
   }
   void poll() override {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    resume();
     if (Py_MakePendingCalls()) throw nb::python_error();  // signals, and what engines have to say
     park();
   }
   void late(int rank, int peer, double waited_s) override {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    resume();
     on_late(rank, peer, waited_s);
     park();
   }
   static inline nb::callable& on_late = *new nb::callable;  // (rank, peer, seconds); never freed
 
  private:
+  // Python ends a thread that wants the lock of an interpreter that is going away, by unwinding its
+  // stack, which no destructor survives: such a thread stays here until the process ends.
+  void resume() {
+    if (!saved_) return;
+    try {
+      PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    } catch (...) {
+      while (true) ::pause();
+    }
+  }
+
   PyThreadState* saved_ = nullptr;
 };
 
