@@ -53,10 +53,7 @@ class Runner:
         self._options = options
         self._ranks = Ranks()
         _check(options, self._ranks.size)
-        self._missing: dict[str, str] = {}
-        self._peers: dict[str, Peer] = {}
-        for name in options.impl:
-            self._open(name)
+        self._peers, self._missing = opened(options.impl, self._ranks)
         versions = [peer.version() for peer in self._peers.values()]
         self._meta = environment.describe(self._ranks, versions, self._missing)
         self._plan = self._sampling_plan()
@@ -80,17 +77,6 @@ class Runner:
             self._say(report.nccl(self._records))
         self._finish()
         return self._verdict()
-
-    def _open(self, name: str) -> None:
-        problem = ""
-        try:
-            self._peers[name] = PEERS[name](self._ranks)
-        except UnavailableError as error:
-            problem = str(error)
-        problems = [p for p in self._ranks.gathered(problem) if p]
-        if problems:
-            self._missing[name] = problems[0]
-            self._peers.pop(name, None)
 
     def _sampling_plan(self) -> Plan:
         options, crowded = self._options, self._meta["oversubscribed"]
@@ -191,6 +177,23 @@ class Runner:
         if self._ranks.rank == 0:
             for line in lines:
                 print(line, flush=True)
+
+
+def opened(names: Sequence[str], ranks: Ranks) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Set up implementations; return those that can be used on all ranks, and why others cannot."""
+    peers: dict[str, Peer] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        problem = ""
+        try:
+            peers[name] = PEERS[name](ranks)
+        except UnavailableError as error:
+            problem = str(error)
+        problems = [p for p in ranks.gathered(problem) if p]
+        if problems:
+            missing[name] = problems[0]
+            peers.pop(name, None)
+    return peers, missing
 
 
 def _check(options: Options, ranks: int) -> None:

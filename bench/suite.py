@@ -52,6 +52,7 @@ def launches(open_mpi: Path, mpich: Path) -> list[Launch]:
         Launch("collectives-mpich", mpich, (), "collectives.py", own),
         Launch("p2p", open_mpi, OPEN_MPI, *messages),
         Launch("p2p-mpich", mpich, (), "p2p.py", ("--impl", "pycomm,mpi4py")),
+        Launch("overlap", open_mpi, OPEN_MPI, "overlap.py"),
     ]
     return [launch for launch in found if (launch.environment / "bin" / "mpirun").exists()]
 
@@ -83,7 +84,7 @@ def results() -> Path:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for results.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(ranks: str, open_mpi: Path, mpich: Path, out: Path | None, options: tuple) -> None:
-    """Run bench/collectives.py and bench/p2p.py with every peer; OPTIONS go to both."""
+    """Run collectives.py, p2p.py and overlap.py of bench/ with every peer; OPTIONS go to all."""
     chosen = launches(open_mpi, mpich)
     if not chosen:
         raise click.UsageError(f"there is no mpirun in {open_mpi} or {mpich}: run `make setup`")

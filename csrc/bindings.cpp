@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "bindings.h"
+#include "call_site.h"
 #include "digest.h"
 #include "exit.h"
 #include "shm/slab.h"
@@ -114,6 +115,9 @@ NB_MODULE(_native, m) {
       },
       "pid"_a, "signal"_a,
       "Signal a process by its main thread alone: a handler on another would see its frames move.");
+  bind_engine(m);
+  m.def("know_package", &know_package, "folder"_a);
+  m.def("call_site", &call_site);
   m.def("finalize_on_success",
         [](uintptr_t function) { finalize_on_success(reinterpret_cast<int (*)()>(function)); });
   m.def("never_finalize", &never_finalize);

@@ -7,7 +7,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <unistd.h>
 #include <optional>
+
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "cpu/reduce.h"
 #include "flight.h"
 #include "shm/board.h"
+#include "shm/engine.h"
 
 namespace pycomm {
 
@@ -36,7 +39,8 @@ extern bool in_forked_child;
 void bind_flight(nb::module_&);
 
 // File and line of the innermost Python frame outside the package; nothing if there is none.
-flight::Text call_site();
+flight::Text recorded_site();
+void bind_engine(nb::module_&);
 
 // Holds the interpreter lock for short operations and gives it up when one becomes long; then looks
 // for signals such as Ctrl-C now and then.
@@ -49,7 +53,7 @@ class GilIdle : public shm::Idle {
   }
   void poll() override {
     resume();
-    if (PyErr_CheckSignals()) throw nb::python_error();
+    if (Py_MakePendingCalls()) throw nb::python_error();  // signals, and what engines have to say
     park();
   }
   void late(int rank, int peer, double waited_s) override {
@@ -57,14 +61,27 @@ class GilIdle : public shm::Idle {
     on_late(rank, peer, waited_s);
     park();
   }
-  // Takes the lock back, if it was given up.
+  // Takes the lock back, if it was given up. Python ends a thread that wants the lock of an
+  // interpreter that is going away, by unwinding its stack, which no destructor survives: such a
+  // thread stays here until the process ends.
   void resume() {
-    if (saved_) PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    if (!saved_) return;
+    try {
+      PyEval_RestoreThread(std::exchange(saved_, nullptr));
+    } catch (...) {
+      while (true) ::pause();
+    }
   }
   static inline nb::callable& on_late = *new nb::callable;  // (rank, peer, seconds); never freed
 
  private:
   PyThreadState* saved_ = nullptr;
+};
+
+// A collective with checked arguments, for now or for an engine; it keeps neither its board nor its
+// memory.
+struct Prepared {
+  shm::Collective collective;
 };
 
 template <class T>

@@ -8,6 +8,10 @@ namespace pycomm {
 void bind_board(nb::module_& m) {
   using shm::Board;
   m.def("call_when_late", [](nb::callable function) { GilIdle::on_late = function; });
+  nb::class_<Prepared>(m, "Prepared").def("run", [](const Prepared& p) {
+    GilIdle idle;
+    p.collective(idle);
+  });
   nb::class_<Board> board(m, "Board");
   board
       .def_static(
@@ -44,36 +48,37 @@ void bind_board(nb::module_& m) {
            })
       .def("barrier",
            [](Board& b, uint64_t fingerprint) {
-             GilIdle idle;
-             shm::barrier(b, fingerprint, idle);
+             return Prepared{[=, &b](shm::Idle& idle) { shm::barrier(b, fingerprint, idle); }};
            })
       .def("all_reduce",
            [](Board& b, uint64_t fingerprint, uintptr_t data, size_t count, int dtype, uintptr_t op,
               double factor) {
              const auto r = reduction(dtype, op, factor, b.size());
-             GilIdle idle;
-             shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
+             return Prepared{[=, &b](shm::Idle& idle) {
+               shm::all_reduce(b, fingerprint, at<void>(data), count, r, idle);
+             }};
            })
       .def("broadcast",
            [](Board& b, uint64_t fingerprint, uintptr_t data, size_t bytes, int root) {
              if (root < 0 || root >= b.size()) throw std::invalid_argument("root out of range");
-             GilIdle idle;
-             shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
+             return Prepared{[=, &b](shm::Idle& idle) {
+               shm::broadcast(b, fingerprint, at<void>(data), bytes, root, idle);
+             }};
            })
       .def("all_gather",
            [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
               const std::vector<size_t>& offsets) {
-             const auto& o = checked(offsets, b.size());
-             GilIdle idle;
-             shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
+             return Prepared{[=, &b, o = checked(offsets, b.size())](shm::Idle& idle) {
+               shm::all_gather(b, fingerprint, at<void>(in), at<void>(out), o.data(), idle);
+             }};
            })
       .def("reduce_scatter",
            [](Board& b, uint64_t fingerprint, uintptr_t in, uintptr_t out,
               const std::vector<size_t>& offsets, int dtype, uintptr_t op, double factor) {
-             const auto& o = checked(offsets, b.size());
              const auto r = reduction(dtype, op, factor, b.size());
-             GilIdle idle;
-             shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
+             return Prepared{[=, &b, o = checked(offsets, b.size())](shm::Idle& idle) {
+               shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
+             }};
            });
   bind_quick(m, board);
 }

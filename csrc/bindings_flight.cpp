@@ -1,13 +1,12 @@
 // The flight recorder for Python, and the call sites that it records.
 #include "bindings.h"
+#include "call_site.h"
 #include "flight.h"
 
 namespace pycomm {
 namespace {
 
 using namespace flight;
-
-std::string& package = *new std::string;  // frames of files below it are pycomm's own
 
 // Texts of call sites by instruction, since it takes long to find a line.
 class Sites {
@@ -48,7 +47,7 @@ class Sites {
   static Text describe(PyCodeObject* code, PyFrameObject* frame) {
     const char* file = PyUnicode_AsUTF8(code->co_filename);
     if (!file) return PyErr_Clear(), Text(0);
-    if (std::string_view(file).starts_with(package)) return kInside;
+    if (in_package(file)) return kInside;
     return Recorder::instance().text(std::string(file) + ":" +
                                      std::to_string(PyFrame_GetLineNumber(frame)));
   }
@@ -62,6 +61,18 @@ Call call(const std::string& kind, const std::string& dtype, uint64_t bytes) {
   made.kind = recorder.text(kind);
   made.dtype = recorder.text(dtype);
   made.bytes = bytes;
+  return made;
+}
+
+Call collective(const std::string& kind, const std::string& op, const std::string& dtype,
+                uint64_t bytes, std::optional<int> root, const std::string& algorithm,
+                const std::optional<std::string>& site) {
+  Recorder& recorder = Recorder::instance();
+  Call made = call(kind, dtype, bytes);
+  made.op = recorder.text(op);
+  made.algorithm = recorder.text(algorithm);
+  made.peer = root.value_or(Call::kNobody);
+  made.site = site ? recorder.text(*site) : recorded_site();
   return made;
 }
 
@@ -110,7 +121,7 @@ nb::dict report(const Snapshot& all) {
 
 }  // namespace
 
-Text call_site() {
+Text recorded_site() {
   static Sites* sites = new Sites;  // never destroyed: it owns Python objects
   PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
   while (frame) {
@@ -124,9 +135,6 @@ Text call_site() {
 }
 
 void bind_flight(nb::module_& m) {
-  m.def(
-      "know_package", [](const std::string& directory) { package = directory; }, "directory"_a,
-      "Tell where the package is: call sites are outside.");
   m.attr("FLIGHT_FILE") = Recorder::kName;
   m.attr("FLIGHT_RECORDS") = Recorder::kRecords;
   m.def(
@@ -145,16 +153,19 @@ void bind_flight(nb::module_& m) {
           "collective",
           [](Flight& self, const std::string& kind, const std::string& op, const std::string& dtype,
              uint64_t bytes, std::optional<int> root, const std::string& algorithm,
-             std::optional<std::string> site) {
-            Recorder& recorder = Recorder::instance();
-            Call made = call(kind, dtype, bytes);
-            made.op = recorder.text(op);
-            made.algorithm = recorder.text(algorithm);
-            made.peer = root.value_or(Call::kNobody);
-            made.site = site ? recorder.text(*site) : call_site();
-            self.collective(made, now_ns());
+             const std::optional<std::string>& site) {
+            self.collective(collective(kind, op, dtype, bytes, root, algorithm, site), now_ns());
           },
           "kind"_a, "op"_a, "dtype"_a, "nbytes"_a, "root"_a, "algorithm"_a, "site"_a)
+      .def(
+          "begin",
+          [](Flight& self, const std::string& kind, const std::string& op, const std::string& dtype,
+             uint64_t bytes, std::optional<int> root, const std::string& algorithm,
+             const std::optional<std::string>& site) {
+            return self.begin(collective(kind, op, dtype, bytes, root, algorithm, site), now_ns());
+          },
+          "kind"_a, "op"_a, "dtype"_a, "nbytes"_a, "root"_a, "algorithm"_a, "site"_a,
+          "Record a collective that an engine ends; return its number.")
       .def(
           "end",
           [](Flight& self, bool done) { self.end(done ? State::done : State::failed, now_ns()); },
@@ -166,7 +177,7 @@ void bind_flight(nb::module_& m) {
             Call made = call(kind, dtype, bytes);
             made.peer = peer;
             made.tag = tag;
-            made.site = call_site();
+            made.site = recorded_site();
             return self.message(made, now_ns());
           },
           "kind"_a, "dtype"_a, "nbytes"_a, "peer"_a, "tag"_a)

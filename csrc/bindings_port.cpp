@@ -8,6 +8,7 @@
 #include "bindings_arrays.h"
 #include "bindings_recorded.h"
 #include "shm/mailbox.h"
+#include "shm/watchdog.h"
 
 namespace pycomm {
 namespace {
@@ -26,6 +27,8 @@ struct Port {
   int spins;
   flight::Flight* flight;
   bool open = true;
+  shm::Watchdog* watchdog = nullptr;
+  std::vector<int> processes = {};  // of the communicator, by rank, as the watchdog numbers them
   uint64_t bytes = 0, busy_ns = 0, waited_ns = 0;
 };
 
@@ -50,7 +53,7 @@ class Timed {
   // Returns the record of a call that goes on in Python, which is to end it.
   uint64_t goes_on() {
     goes_on_ = true;
-    flight::Recorder::instance().came_from(number_, call_site());
+    flight::Recorder::instance().came_from(number_, recorded_site());
     return number_;
   }
 
@@ -99,7 +102,13 @@ bool tag_of(nb::handle number, int64_t& tag) {
   return !overflow;
 }
 
-bool usable(const Port& port) { return port.open && !in_forked_child; }
+bool anyone_died(const Port& port) {
+  return port.watchdog && port.watchdog->deaths() &&
+         std::any_of(port.processes.begin(), port.processes.end(),
+                     [&](int process) { return port.watchdog->is_dead(process); });
+}
+
+bool usable(const Port& port) { return port.open && !in_forked_child && !anyone_died(port); }
 
 // Returns whether it was done, or the Send if that takes longer.
 nb::object send(Port& port, nb::handle x, nb::handle dst, nb::handle tag) {
@@ -192,6 +201,14 @@ void bind_port(nb::module_& m) {
           "mailbox"_a, "context"_a, "rank"_a, "mates"_a, "crowded"_a, "flight"_a,
           nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>())
       .def_rw("open", &Port::open, "Whether `send` and `recv` may be used now.")
+      .def(
+          "heed",
+          [](Port& p, shm::Watchdog& watchdog, std::vector<int> processes) {
+            p.watchdog = &watchdog;
+            p.processes = std::move(processes);
+          },
+          "watchdog"_a, "processes"_a, nb::keep_alive<1, 2>(),
+          "Do nothing any more once one of the communicator's processes has died.")
       .def("send", &send, "x"_a, "dst"_a, "tag"_a)
       .def("recv", &recv, "src"_a, "tag"_a, "out"_a.none(), "keep"_a)
       .def_prop_ro("counts", [](Port& p) {

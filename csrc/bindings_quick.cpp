@@ -5,11 +5,15 @@
 // the call, or says what is the matter. Both ways make the same fingerprint.
 #include <pthread.h>
 
+#include <nanobind/stl/shared_ptr.h>
+
 #include <algorithm>
 
 #include "bindings_arrays.h"
 #include "bindings_recorded.h"
+#include "call_site.h"
 #include "fingerprint.h"
+#include "python_engine.h"
 #include "shm/direct.h"
 #include "shm/exchange.h"
 
@@ -50,7 +54,7 @@ bool run(Board& board, const Recorded& call, Run run) {
   return true;
 }
 
-bool usable(const Board& board) { return board.quick && !in_forked_child; }
+bool usable(const Board& board) { return board.quick && !board.engaged() && !in_forked_child; }
 
 bool quick_barrier(Board& board) {
   if (!usable(board)) return false;
@@ -75,6 +79,40 @@ int root_of(nb::handle root, const Board& board) {
   const long r = PyLong_Check(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
   if (r == -1) PyErr_Clear();
   return r < board.size() ? int(std::max(r, -1L)) : -1;
+}
+
+// The number of an asynchronous call's record.
+uint64_t begin(Board& board, const Recorded& recorded) {
+  if (!board.flight) return 0;
+  flight::Call call = recorded.call();
+  call.site = recorded_site();
+  return board.flight->begin(call, flight::now_ns());
+}
+
+// The call in words, as guard.describe() has it.
+std::string described(const Array& a, int code) {
+  std::string text = "all_reduce(op='";
+  text.append(kOpNames[code]).append("', ").append(kDtypeNames[a.dtype]);
+  text.append(", elements=").append(std::to_string(a.count()));
+  return text.append(", algorithm='direct') at ").append(call_site());
+}
+
+// Null where the long way has to do it.
+std::shared_ptr<shm::Operation> quick_start_all_reduce(PythonEngine& engine, nb::handle x,
+                                                       nb::handle op) {
+  Array a;
+  if (!engine.board.quick || in_forked_child || !array_of(x, true, a)) return nullptr;
+  const int code = op_of(op, a.dtype);
+  if (code < 0) return nullptr;
+  const uint64_t f = Fingerprint("all_reduce").call(a.dtype, code, 0).add(a.count()).value();
+  Board::Count& count = engine.board.counted(Board::kAllReduce);
+  count.operations++, count.bytes += a.bytes;
+  auto collective = [f, data = a.data, count = a.count(), r = cpu::Reduction{a.dtype, code},
+                     &board = engine.board](shm::Idle& idle) {
+    shm::all_reduce(board, f, data, count, r, idle);
+  };
+  const Recorded call{Board::kAllReduce, a.bytes, a.dtype, code};
+  return engine.submit(collective, "all_reduce", described(a, code), x, begin(engine.board, call));
 }
 
 bool quick_broadcast(Board& board, nb::handle x, nb::handle root) {
@@ -220,6 +258,8 @@ void bind_quick(nb::module_& m, nb::class_<Board>& board) {
     return f.value();
   });
   const auto any = nb::arg().none();
+  m.def("start_all_reduce", &quick_start_all_reduce,
+        "Submit to an engine; None where the long way has to.");
   board.def_rw("quick", &Board::quick, "Whether the quick_… methods may be used now.")
       .def(
           "record", [](Board& b, flight::Flight& flight) { b.flight = &flight; }, "flight"_a,

@@ -10,12 +10,12 @@ const char* const kKindNames[] = {"barrier",        "all_reduce", "broadcast", "
                                   "all_to_all",     "send",       "recv"};
 const char* const kOpNames[] = {"sum", "avg", "prod", "min", "max", "band", "bor", "bxor"};
 
-namespace {
-
 const char* const kDtypeNames[] = {
     "bool",    "int8",          "int16",       "int32",     "int64",     "uint8",
     "uint16",  "uint32",        "uint64",      "float16",   "bfloat16",  "float32",
     "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"};
+
+namespace {
 
 struct Texts {
   flight::Text kinds[Recorded::kKinds], ops[std::size(kOpNames)], dtypes[std::size(kDtypeNames)];

@@ -18,13 +18,14 @@ struct Recorded {
 
 extern const char* const kKindNames[Recorded::kKinds];
 extern const char* const kOpNames[8];
+extern const char* const kDtypeNames[17];
 
 // Notes the call site when a wait becomes long: finding it takes longer than many an operation.
 class RecordedIdle : public GilIdle {
  public:
   explicit RecordedIdle(flight::Flight* flight) : flight_(flight) {}
   void park() override {
-    if (flight_ && has_lock()) flight_->came_from(call_site());
+    if (flight_ && has_lock()) flight_->came_from(recorded_site());
     GilIdle::park();
   }
 

@@ -109,6 +109,11 @@ class Flight {
     if (current_) return came_from(call.site);
     current_ = Recorder::instance().begin(group_, ++collectives_, call, now_ns);
   }
+  // Returns the number of a collective that is to run later, behind others, and is ended by that.
+  uint64_t begin(const Call& call, uint64_t now_ns) {
+    return Recorder::instance().begin(group_, ++collectives_, call, now_ns);
+  }
+
   void came_from(Text site) { Recorder::instance().came_from(current_, site); }
   void end(State state, uint64_t now_ns) {
     if (current_) Recorder::instance().end(current_, state, now_ns);

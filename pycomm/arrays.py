@@ -93,7 +93,7 @@ class View:
         return self.owner.reshape(-1).view(np.uint8)
 
 
-NOTHING = View(np.empty(0, np.uint8), DTYPES["uint8"], 0, 0)
+NOTHING: View = View(np.empty(0, np.uint8), DTYPES["uint8"], 0, 0)
 """The View of no memory, where an operation has no input or no output."""
 
 

@@ -117,9 +117,11 @@ class Communicator(Collectives, Messages):
             MismatchError: ranks disagree on the call; nothing was changed.
             ArgumentError, UnsupportedError: the arguments cannot be used.
         """
-        simple = not async_op and algorithm is None and order is None
-        if simple and self._quick.quick_all_reduce(x, op):
+        simple = algorithm is None and order is None
+        if simple and not async_op and self._quick.quick_all_reduce(x, op):
             return x
+        if simple and async_op and (work := self._collectives.start_all_reduce(x, op)):
+            return work
         target = view(x, result=True)
         job = Job("all_reduce", target.dtype, target, target, op=resolve_op(op, target.dtype))
         return self._collectives.start(job, x, async_op, algorithm, order)

@@ -22,6 +22,7 @@ from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.shm import SharedMemory
 from pycomm.tuning import Choice
+from pycomm.work import Handed, Work
 from pycomm.world import World
 
 _NOTE_BYTES = 512
@@ -30,15 +31,25 @@ Part = Callable[..., Any]
 """Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
 
 
-def returned(result: View, out: Any) -> Any:
-    """Return the array of a result: `out` if there is one, also when a packed copy was used."""
+def array_of(result: View, out: Any) -> Any:
+    """Return the array that a result is in, or will be: `out` if there is one."""
     if result is NOTHING:
         return None
-    if out is None:
-        return result.owner
-    if result.packed:
+    return result.owner if out is None else out
+
+
+def returned(result: View, out: Any) -> Any:
+    """Return the array of a result, after copying it into `out` if a packed copy was used."""
+    if out is not None and result.packed:
         unpack(result, out)
-    return out
+    return array_of(result, out)
+
+
+def _recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:
+    """Return a call as the flight recorder wants it; None as its site: the caller's."""
+    op = job.op.name if "reduce" in job.kind else ""
+    root = job.root if job.kind in ROOTED else None
+    return job.kind, op, job.dtype.name, job.nbytes, root, algorithm, site
 
 
 class Dispatcher:
@@ -83,7 +94,21 @@ class Dispatcher:
         """
         self.check()
         chosen = self._prepare(job, algorithm, order)
+        native = async_op and chosen.name == "direct" and job.allocate is None
+        memory = self._memory if native else None
+        if memory and not self._engine.busy():
+            return self._submit(memory, job, chosen, out)
         return self._in_turn(lambda site: self._run(job, chosen, out, site), async_op)
+
+    def start_all_reduce(self, x: Any, op: Any) -> Work | None:
+        """Start an all_reduce by a short way, or return None; the long way also says what is wrong.
+
+        Args:
+            x, op: as the caller passed them.
+        """
+        memory = None if self.closed else self._memory
+        operation = memory.submit_all_reduce(x, op) if memory else None
+        return Handed(memory, operation, x) if memory and operation else None
 
     def start_parts(self, parts: Callable[[Part], Any], async_op: bool = False) -> Any:
         """Run an operation that consists of several collectives; behind all earlier ones.
@@ -120,6 +145,8 @@ class Dispatcher:
         if self.closed:
             raise CommError("this communicator was closed")
         self._check_ranks()
+        if self._failure is None and self._memory and (failure := self._memory.failure()):
+            self._fail(failure)
         if self._failure is not None:
             raise CommError(
                 f"rank {self.transport.rank}: this communicator failed before and cannot be used "
@@ -147,8 +174,25 @@ class Dispatcher:
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
         self._engine.close()
+        if self._memory and not guard.in_child:
+            self._memory.drain()
         self.closed = True
         del self.transport
+
+    @property
+    def _memory(self) -> SharedMemory | None:
+        """What does asynchronous collectives without a thread of Python, which a trace needs."""
+        transport = self.transport
+        return transport if isinstance(transport, SharedMemory) and not self._world.trace else None
+
+    def _submit(self, memory: SharedMemory, job: Job, algorithm: Algorithm, out: Any) -> Work:
+        self._allow_quick(True)
+        site = call_site()
+        record = self._flight.begin(*_recorded(job, algorithm.name, site))
+        operation = memory.submit(job, describe(job, algorithm.name, site), record)
+        self._count(job, algorithm)
+        packed = job.output if out is not None and job.output.packed else None
+        return Handed(memory, operation, array_of(job.output, out), packed)
 
     def _asynchronous(self, more: int) -> None:
         neighbours = self._world.neighbours
@@ -180,17 +224,23 @@ class Dispatcher:
         self._allow_quick(not async_op and not behind)
         if async_op or behind:
             site = call_site()
-            work = self._engine.submit(lambda: run(site))
+            work = self._engine.submit(lambda: self._behind_all(run, site))
             return work if async_op else work.wait()
         with self._stats.timed():
-            return run(None)
+            return self._behind_all(run, None)
+
+    def _behind_all(self, run: Callable[[str | None], Any], site: str | None) -> Any:
+        """Call `run` once shared memory has done what was submitted to it before."""
+        if self._memory and self._memory.drain():
+            self.check()
+        return run(site)
 
     def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
         return self._run(job, self._prepare(job, name, None), out, site)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         trace = self._world.trace
-        self._record(job, algorithm.name, site)
+        self._flight.collective(*_recorded(job, algorithm.name, site))
         try:
             with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
                 self._open(job, algorithm)
@@ -202,14 +252,12 @@ class Dispatcher:
             self._fail(error)
             raise
         self._flight.end(True)
-        self._stats.operations += 1
-        self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
+        self._count(job, algorithm)
         return returned(job.output, out)
 
-    def _record(self, job: Job, algorithm: str, site: str | None) -> None:
-        op = job.op.name if "reduce" in job.kind else ""
-        root = job.root if job.kind in ROOTED else None
-        self._flight.collective(job.kind, op, job.dtype.name, job.nbytes, root, algorithm, site)
+    def _count(self, job: Job, algorithm: Algorithm) -> None:
+        self._stats.operations += 1
+        self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:
         """Compare the calls before any memory changes; fused collectives do so themselves."""
@@ -236,6 +284,4 @@ class Dispatcher:
             padded = note.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
             rows = self._gather_rows(np.frombuffer(padded, np.uint8))
             notes = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
-        lines = [f"  rank {rank}: {text or '(no answer)'}" for rank, text in enumerate(notes)]
-        head = f"rank {self.transport.rank}: the ranks made different calls; no memory was changed"
-        return MismatchError("\n".join([head, *lines]))
+        return MismatchError.of_calls(self.transport.rank, notes)

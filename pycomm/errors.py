@@ -1,5 +1,9 @@
 """The exceptions of pycomm: what went wrong between ranks, with the values and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class CommError(RuntimeError):
     """The base of every error that pycomm raises."""
@@ -19,6 +23,13 @@ class MissingError(CommError, ImportError):
 
 class MismatchError(CommError):
     """Ranks of one communicator called different operations; raised on every one of them."""
+
+    @classmethod
+    def of_calls(cls, rank: int, calls: Sequence[str]) -> MismatchError:
+        """Return the error of `rank` for what every rank says that it called; "" for no answer."""
+        lines = [f"  rank {other}: {call or '(no answer)'}" for other, call in enumerate(calls)]
+        head = f"rank {rank}: the ranks made different calls; no memory was changed"
+        return cls("\n".join([head, *lines]))
 
 
 class DivergedError(MismatchError):

@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
-from types import FrameType
 from typing import Any, Protocol
 
 from pycomm import _native
@@ -23,7 +22,7 @@ from pycomm.transport.job import Job
 from pycomm.types import OPS, ReduceOp
 
 _logger = logging.getLogger("pycomm")
-_PACKAGE = os.path.dirname(__file__) + os.sep
+_native.know_package(os.path.dirname(__file__) + os.sep)
 
 TIMEOUT_EXIT_CODE = 86
 UNCAUGHT_S = 2.0
@@ -54,12 +53,9 @@ def _digest(op: ReduceOp) -> int:
     return int.from_bytes(hashlib.blake2b(repr(op).encode(), digest_size=8).digest(), "little")
 
 
-def call_site(frame: FrameType | None = None) -> str:
+def call_site() -> str:
     """Return file and line of the innermost caller outside pycomm."""
-    frame = frame or sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return _native.call_site()
 
 
 def describe(job: Job, algorithm: str, site: str) -> str:

@@ -9,7 +9,8 @@ from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe import flight
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Transport, counterparts
-from pycomm.transport.shm import Exchange, SharedMemory
+from pycomm.transport.sharing import Exchange
+from pycomm.transport.shm import SharedMemory
 from pycomm.transport.wire import Patience, WireTransport
 from pycomm.world import World
 
@@ -73,7 +74,10 @@ class Links:
         mates = [mailbox.mates.get(process, -1) for process in self._processes]
         rank = self._processes.index(self._world.wire.rank)
         crowded = known is not None and known.crowded()
-        return _native.Port(mailbox.memory, context, rank, mates, crowded, flight)
+        port = _native.Port(mailbox.memory, context, rank, mates, crowded, flight)
+        if known and known.watchdog:
+            port.heed(known.watchdog, list(self._processes))
+        return port
 
     def check(self) -> None:
         """Raise RankFailedError if a rank has died."""
@@ -113,6 +117,7 @@ class Links:
             self._peers,
             ranks,
             self._world.config.peer_reads,
+            known.spare_cores(),
         )
         if memory:
             memory.serve(self._world.mailbox.memory)

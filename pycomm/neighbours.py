@@ -10,7 +10,8 @@ from pycomm import _native
 from pycomm._native import Waits, Watchdog
 from pycomm.errors import DeadlockError, RankFailedError
 from pycomm.observe import stacks
-from pycomm.transport.shm import Exchange, SharedMemory, host_identity, share
+from pycomm.transport.sharing import Exchange, host_identity, share
+from pycomm.transport.shm import SharedMemory
 from pycomm.transport.wire import Patience
 
 
@@ -113,6 +114,17 @@ class Neighbours:
     def crowded(self) -> bool:
         """Say whether this host has more ranks than this process may use cores."""
         return len(self.mates()) > len(os.sched_getaffinity(0))
+
+    def spare_cores(self) -> list[int]:
+        """Return the cores that the launcher may use, if they are more than the ranks on this host.
+
+        A rank that is bound to a core computes there; what it does besides can be done elsewhere.
+        """
+        try:
+            cores = os.sched_getaffinity(os.getppid())
+        except OSError:
+            return []
+        return sorted(cores) if len(cores) > len(self.mates()) else []
 
     def look_at(self, process: int) -> str:
         """Return state and stacks of a process, if it runs on this host."""

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pycomm._native import Operation
+from pycomm.arrays import View, unpack
 from pycomm.errors import CommTimeoutError
+from pycomm.observe.flight import note_flight
 
 
 class Work(Protocol):
@@ -61,6 +64,61 @@ class Task:
 
     def exception(self) -> BaseException | None:
         """Return what the operation failed with; None if it has not."""
+        return self._error
+
+
+class Finisher(Protocol):
+    """Who does operations on a thread of the extension."""
+
+    def wait_for(self, operation: Operation, timeout: float | None) -> bool:
+        """Wait at most `timeout` seconds, and say whether the operation is finished."""
+
+    def failure(self, operation: Operation) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+
+
+class Handed:
+    """Work that was handed to the extension.
+
+    Args:
+        finisher: does it.
+        operation: what it does.
+        result: what `wait` returns.
+        packed: the result's contiguous copy, if it is strided: copied back by the first `wait`.
+    """
+
+    __slots__ = ("_finisher", "_operation", "_result", "_packed", "_error")
+
+    def __init__(
+        self, finisher: Finisher, operation: Operation, result: Any, packed: View | None = None
+    ):
+        self._finisher = finisher
+        self._operation = operation
+        self._result = result
+        self._packed = packed
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the operation's result once it is complete, or raise its exception."""
+        if not self._finisher.wait_for(self._operation, timeout):
+            raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
+        if (error := self.exception()) is not None:
+            raise error
+        if self._packed is not None:
+            packed, self._packed = self._packed, None
+            unpack(packed, self._result)
+        return self._result
+
+    def done(self) -> bool:
+        """Say whether the operation is complete, also if it failed."""
+        return self._operation.finished
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        if self._error is None and self._operation.failed:
+            self._error = self._finisher.failure(self._operation)
+            if self._error is not None:
+                note_flight(self._error)
         return self._error
 
 

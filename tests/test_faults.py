@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import textwrap
 
@@ -125,6 +126,95 @@ def test_a_forked_child_is_refused_and_may_exit():
     """
     result, _ = run(2, program)
     assert result.returncode == 0, result.stderr
+
+
+UNDER_WAY = {
+    "waiting": "comm.all_reduce(np.ones(3), async_op=True)",
+    "many": "works = [comm.all_reduce(np.ones(3 + i), async_op=True) for i in range(50)]",
+    "of several parts": "work = comm.scatter(np.ones(2), async_op=True)",
+    "in the middle": """
+        halves = [np.ones(20_000_000) for _ in range(2)]
+        for x in halves: comm.all_reduce(x, async_op=True)
+        del x, halves""",
+}
+
+
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "sys.exit(5)", "raise ValueError('seven')"])
+@pytest.mark.parametrize("start", UNDER_WAY.values(), ids=UNDER_WAY.keys())
+def test_a_rank_may_exit_with_operations_under_way(start, leave):
+    program = f"""
+        if comm.rank == 1 or {"del x" in start}:
+            {start.strip()}
+        {leave}
+    """
+    result, seconds = run(2, program)
+    assert (result.returncode == 0) == (leave == "sys.exit(0)"), result.stderr
+    assert "signal" not in result.stderr.lower(), result.stderr
+    assert seconds < 8
+
+
+def test_a_forked_child_leaves_its_parents_operations_alone():
+    program = """
+        x = np.full(10, 1.0)
+        if comm.rank == 0: comm.recv(1)
+        work = comm.all_reduce(x, async_op=True)
+        if comm.rank == 1:
+            child = os.fork()
+            if child == 0:
+                try:
+                    work.wait()
+                except RuntimeError as error:
+                    assert "a forked child cannot wait" in str(error)
+                del work
+                comm.close()
+                sys.exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            comm.send(x, 0)
+        assert (work.wait() == 2).all()
+    """
+    result, _ = run(2, program)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("timeout", ["None", "20"])
+def test_an_interrupt_ends_waiting_for_an_asynchronous_operation(timeout):
+    program = f"""
+        import signal
+        other = comm.split(0)
+        if comm.rank == 0:
+            other.recv(1)
+        else:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                comm.all_reduce(np.ones(10), async_op=True).wait({timeout})
+            except KeyboardInterrupt:
+                sys.stdout.write("interrupted")
+            other.send(np.ones(1), 0)
+    """
+    result, _ = run(2, program)
+    assert result.stdout == "interrupted" and result.returncode == 0, result.stderr
+
+
+def test_a_rank_that_is_bound_to_a_core_lets_operations_run_on_a_spare_one():
+    """And where all cores have a rank, they stay on its own."""
+    program = """
+        import sys, os
+        launchers = os.sched_getaffinity(os.getppid())
+        mine = {min(launchers)}
+        os.sched_setaffinity(0, mine)
+        import numpy as np, pycomm
+        before = set(os.listdir("/proc/self/task"))
+        comm = pycomm.init()
+        comm.all_reduce(np.ones(1), async_op=True).wait()
+        sets = [os.sched_getaffinity(int(t)) for t in set(os.listdir("/proc/self/task")) - before]
+        spare = len(launchers) > comm.size
+        assert (launchers if spare else mine) in sets, (launchers, sets)
+        assert os.sched_getaffinity(0) == mine
+        comm.barrier()
+    """
+    for ranks in (1, os.cpu_count() + 1):
+        result = mpirun(ranks, "-c", textwrap.dedent(program), timeout=60)
+        assert result.returncode == 0, result.stderr
 
 
 def test_another_timeout_the_second_time_is_refused():

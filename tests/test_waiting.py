@@ -232,3 +232,35 @@ def test_a_slow_rank_within_the_timeout_is_no_error():
     assert result.returncode == 0, result.stderr
     assert "rank 0 has waited 2.0 s for rank 1" in result.stderr, "a warning at half"
     assert "rank 0 receives from rank 1 with tag 0, and has waited 2.0 s" in result.stderr
+
+
+def test_an_asynchronous_operation_says_the_same_of_a_late_rank():
+    program = """
+        if comm.rank == 0:
+            work = comm.all_reduce(np.ones(3), async_op=True)
+            while not work.done(): pass
+            assert isinstance(work.exception(), pycomm.CommTimeoutError)
+            try:
+                comm.barrier()
+            except pycomm.CommError as error:
+                assert "failed before" in str(error)
+            work.wait()
+        time.sleep(30)
+    """
+    result, _ = run(2, program, comm_timeout=1.0)
+    assert result.returncode == 86
+    assert "rank 0 has waited 0.5 s for rank 1" in result.stderr, "from a busy program, too"
+    assert "CommTimeoutError: rank 0: rank 1 did not come to all_reduce within 1 s" in result.stderr
+    assert "rank 1: process" in result.stderr, "where everyone is"
+
+
+def test_who_waits_for_an_asynchronous_operation_is_told_of_a_rank_that_has_left():
+    program = """
+        if comm.rank == 0: sys.exit(0)
+        try:
+            comm.all_reduce(np.ones(3), async_op=True).wait()
+        except pycomm.DepartedError as error:
+            print(error, flush=True)
+    """
+    result, _ = run(2, program)
+    assert "rank 1 waits in all_reduce, but rank 0 has left" in result.stdout, result.stderr

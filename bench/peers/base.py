@@ -17,6 +17,8 @@ from bench.verify import Batch
 from pycomm import UnsupportedError
 
 Call = Callable[[], Any]
+Start = Callable[[], Call]
+"""Starts an operation, and returns what waits for it."""
 
 
 class UnavailableError(Exception):
@@ -67,6 +69,14 @@ class Peer:
     def collective(self, case: Case, buffers: Buffers) -> Call:
         """Return what does the collective once."""
         raise UnsupportedError(f"{self.name} has no {case.op.name}")
+
+    def starting(self, case: Case, buffers: Buffers) -> Start:
+        """Return what starts an all_reduce that goes on by itself.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        raise UnsupportedError(f"{self.name} has no asynchronous all_reduce")
 
     def message(self, case: Case, buffers: Buffers) -> tuple[Call, Call]:
         """Return what sends x to the case's partner, and what receives into out from it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, UnavailableError, as_tensor, peer
+from bench.peers.base import Call, Peer, Start, UnavailableError, as_tensor, peer
 from bench.ranks import Ranks
 from pycomm import UnsupportedError
 
@@ -61,6 +61,11 @@ class Gloo(Peer):
             raise UnsupportedError(f"torch.distributed has no {case.op.name} in place")
         x, out = as_tensor(buffers.x), as_tensor(buffers.out)
         return getattr(self, f"_{case.op.name}")(case, x, out)
+
+    def starting(self, case: Case, buffers: Buffers) -> Start:
+        """Return all_reduce with `async_op`."""
+        x, op, start = as_tensor(buffers.x), self._op(case), self._dist.all_reduce
+        return lambda: start(x, op, async_op=True).wait
 
     def message(self, case: Case, buffers: Buffers) -> tuple[Call, Call]:
         """Return send and recv."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, peer
+from bench.peers.base import Call, Peer, Start, peer
 from bench.ranks import Ranks
 from pycomm import UnsupportedError
 
@@ -59,6 +59,11 @@ class Mpi(Peer):
             return self._comm.Barrier
         arguments = getattr(self, f"_{case.op.name}")(case, buffers)
         return partial(*arguments)
+
+    def starting(self, case: Case, buffers: Buffers) -> Start:
+        """Return Iallreduce."""
+        arguments = self._mpi.IN_PLACE, self._buffer(case, buffers.x), self._op(case)
+        return lambda: self._comm.Iallreduce(*arguments).Wait
 
     def message(self, case: Case, buffers: Buffers) -> tuple[Call, Call]:
         """Return Send and Recv."""

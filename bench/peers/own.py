@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.memory import Buffers
 from bench.operations import Case
-from bench.peers.base import Call, Peer, UnavailableError, as_tensor, peer
+from bench.peers.base import Call, Peer, Start, UnavailableError, as_tensor, peer
 from bench.ranks import Ranks
 from pycomm import UnsupportedError
 
@@ -43,6 +43,11 @@ class Pycomm(Peer):
 
     def _array(self, array: Any) -> Any:
         return array
+
+    def starting(self, case: Case, buffers: Buffers) -> Start:
+        """Return all_reduce with `async_op`."""
+        x, start = self._array(buffers.x), self.ranks.comm.all_reduce
+        return lambda: start(x, case.redop, async_op=True).wait
 
     def message(self, case: Case, buffers: Buffers) -> tuple[Call, Call]:
         """Return send, and recv with `out`."""

@@ -13,6 +13,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kBackgroundSpins = 200;
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -188,7 +190,8 @@ void Board::barrier(Idle& idle) {
 }
 
 inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle) {
-  for (int i = 0; i < spins_; i++) {
+  const int spins = idle.background ? std::min(spins_, kBackgroundSpins) : spins_;
+  for (int i = 0; i < spins; i++) {
     if (counter.reached(target)) return;
     pause();
   }
@@ -198,7 +201,8 @@ inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle
 // Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.
 void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) {
   const auto start = Clock::now();
-  for (int i = 0; i < 50 && !counter.reached(target); i++) sched_yield();
+  const int yields = idle.background ? 0 : 50;
+  for (int i = 0; i < yields && !counter.reached(target); i++) sched_yield();
   if (!counter.reached(target)) {
     idle.park();
     if (waits_) waits_->begin();

@@ -40,6 +40,7 @@ struct Idle {
                     double waited_s) {  // once, when half of the timeout is over
     (void)rank, (void)peer, (void)waited_s;
   }
+  bool background = false;  // its core is for others, who compute: it sleeps instead of spinning
 };
 
 // When the ordinary memory of other ranks may be read directly.
@@ -161,6 +162,12 @@ class Board {
     watchdog_ = watchdog;
     members_ = std::move(members);
   }
+  // Operations that an engine has yet to finish, which calls from elsewhere must not overtake.
+  void asynchronous(int more) {
+    asynchronous_.fetch_add(more, std::memory_order_acq_rel);
+    if (waits_) waits_->asynchronous(more);
+  }
+  bool engaged() const { return asynchronous_.load(std::memory_order_acquire) > 0; }
 
   // This rank will not take part any more; whoever waits for it gets Departed.
   void depart();
@@ -207,6 +214,7 @@ class Board {
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   Count counts_[kKinds];
+  std::atomic<int> asynchronous_ = 0;
   std::exception_ptr failure_;
   std::optional<bool> reads_;  // whether reading peers works; unknown until it is tried
   const uint64_t probe_;

@@ -32,7 +32,6 @@ Flight = dict[str, Any]
 
 _file: Path | None = None
 _neighbours: dict[int, int] = {}
-_native.know_package(f"{Path(__file__).parent.parent}{os.sep}")
 
 
 def describe(rank: int, size: int, job: str, neighbours: dict[int, int], folder: str) -> None:

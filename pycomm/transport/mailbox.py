@@ -24,7 +24,7 @@ from pycomm.arrays import View, laid_into, view
 from pycomm.errors import CommError, MismatchError
 from pycomm.transport.base import Request
 from pycomm.transport.header import Header
-from pycomm.transport.shm import Exchange
+from pycomm.transport.sharing import Exchange
 from pycomm.transport.wire import Wire
 from pycomm.types import DTYPES
 

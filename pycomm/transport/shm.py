@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from pycomm import _native
-from pycomm._native import Board
+from pycomm._native import Board, Engine, Operation, Prepared
 from pycomm.errors import (
     CommError,
     CommTimeoutError,
@@ -23,11 +22,9 @@ from pycomm.errors import (
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job, traffic_bytes
+from pycomm.transport.sharing import Exchange, share
 
 _logger = logging.getLogger("pycomm")
-
-Exchange = Callable[[Any], list[Any]]
-"""Gathers one small object of every rank, in rank order."""
 
 
 class Reporter(Protocol):
@@ -43,72 +40,20 @@ class Reporter(Protocol):
         """Return the error for a cycle of processes that wait for each other."""
 
 
-class Shared(Protocol):
-    """What the extension keeps in a segment: its owner's descriptor and nonce open it elsewhere."""
-
-    @property
-    def fd(self) -> int:
-        """Its file descriptor in the process that made it."""
-
-    @property
-    def nonce(self) -> int:
-        """What tells it from others."""
-
-    def close_descriptor(self) -> None:
-        """Close the descriptor, once everyone has the segment open."""
-
-
-S = TypeVar("S", bound=Shared)
-
-
-def share(
-    create: Callable[[], S],
-    open: Callable[[int, int, int], S],
-    exchange: Exchange,
-    creator: int | None,
-) -> S | None:
-    """Create something in shared memory, or open what another process of this host created.
-
-    Args:
-        create: makes it.
-        open: opens it by (pid, fd, nonce).
-        exchange: gathers one object of every rank; called twice.
-        creator: the rank that creates it for this one; None creates it here.
-
-    Returns:
-        None on every rank if any could not.
-    """
-
-    def attempt(make: Callable[[], S]) -> S | None:
-        try:
-            return make()
-        except (OSError, RuntimeError) as error:
-            _logger.warning("process %d cannot share memory: %s", os.getpid(), error)
-            return None
-
-    mine = attempt(create) if creator is None else None
-    rows = exchange((os.getpid(), mine.fd, mine.nonce) if mine else None)
-    if creator is not None and (where := rows[creator]):
-        pid, fd, nonce = where
-        mine = attempt(lambda: open(pid, fd, nonce))
-    if not all(exchange(mine is not None)) or mine is None:
-        return None
-    mine.close_descriptor()
-    return mine
-
-
-def host_identity() -> tuple[str, str, int]:
-    """Return host, boot and PID namespace: equal for two processes that can share memory."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return socket.gethostname(), boot, os.stat("/proc/self/ns/pid").st_ino
-
-
 def _warn(rank: int, peer: int, waited_s: float) -> None:
     _logger.warning("rank %d has waited %.1f s for rank %d", rank, waited_s, peer)
 
 
 _native.call_when_late(_warn)
+_FAILURES = (
+    _native.Mismatch,
+    _native.Interrupted,
+    _native.Stalled,
+    _native.Deadlock,
+    _native.Departed,
+    _native.Died,
+    _native.Unreadable,
+)
 
 
 class NeverQuick:
@@ -134,8 +79,10 @@ class SharedMemory(Transport):
         stats: Stats,
         peers: Reporter,
         names: Sequence[int],
+        cores: Sequence[int],
     ):
         self._board = board
+        self._engine = Engine(board, list(cores))
         self._names = names
         self._messages = messages
         self.rank = messages.rank
@@ -155,6 +102,7 @@ class SharedMemory(Transport):
         peers: Reporter,
         names: Sequence[int],
         peer_reads: str,
+        cores: Sequence[int],
     ) -> SharedMemory | None:
         """Create the board on rank 0 and map it everywhere; None, on all ranks, if one cannot.
 
@@ -167,6 +115,7 @@ class SharedMemory(Transport):
             peers: says where everyone is, for error messages.
             names: what error messages call the ranks.
             peer_reads: as in Config.
+            cores: those that asynchronous operations may run on; none for the process's own.
         """
         rank, size = messages.rank, messages.size
         board = share(
@@ -178,7 +127,7 @@ class SharedMemory(Transport):
         if board is None:
             return None
         board.peer_reads = ("never", "auto", "always").index(peer_reads)
-        return cls(board, messages, timeout, stats, peers, names)
+        return cls(board, messages, timeout, stats, peers, names, cores)
 
     def watch(self, waits: _native.Waits, processes: Sequence[int]) -> None:
         """Publish in `waits` for whom this rank waits; rank r is there as processes[r]."""
@@ -216,71 +165,117 @@ class SharedMemory(Transport):
             CommError: the system does not let this rank read another's memory any more.
             RankFailedError: a rank of the communicator died.
         """
-        waited_s, me = self._board.waited_s, f"rank {self._names[self.rank]}"
+        waited_s = self._board.waited_s
         try:
-            getattr(self, f"_{job.kind}")(job)
-        except _native.Mismatch:
-            raise MismatchError() from None
-        except _native.Interrupted:
-            raise CommError(f"{me}: an earlier operation was interrupted") from None
-        except _native.Stalled as error:
-            who = f"rank {self._names[error.args[0]]}"
-            late = f"{who} did not come to {job.kind} within {self._timeout:g} s"
-            where = self._peers.report()
-            raise CommTimeoutError(f"{me}: {late}\n{where}") from None
-        except _native.Deadlock as error:
-            raise self._peers.deadlock(error.args[0]) from None
-        except _native.Unreadable as error:
-            rank, code = error.args
-            what = f"cannot read the memory of rank {self._names[rank]}: {os.strerror(code)}"
-            raise CommError(f"{me} {what}; PYCOMM_PEER_READS=never does without") from None
-        except _native.Died:
-            what = f"{me} waits in {job.kind}"
-            raise (self._peers.failure(what) or RankFailedError(what)) from None
-        except _native.Departed as error:
-            gone = f"rank {self._names[error.args[0]]} has left"
-            raise DepartedError(f"{me} waits in {job.kind}, but {gone}") from None
+            self._prepared(job).run()
+        except _FAILURES as error:
+            raise self._explained(error, job.kind) from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 
-    def _barrier(self, job: Job) -> None:
-        self._board.barrier(job.fingerprint)
+    def submit(self, job: Job, call: str, record: int) -> Operation:
+        """Start what `run` does, behind all that was submitted before; no thread has to wait.
 
-    def _all_reduce(self, job: Job) -> None:
+        Args:
+            call: the call in words, for ranks that make another.
+            record: its number in the flight recorder.
+        """
+        return self._engine.submit(self._prepared(job), job.kind, call, job, record)
+
+    def submit_all_reduce(self, x: Any, op: Any) -> Operation | None:
+        """Start an all_reduce by a short way, or return None."""
+        return _native.start_all_reduce(self._engine, x, op)
+
+    def wait_for(self, operation: Operation, timeout: float | None) -> bool:
+        """Wait at most `timeout` seconds, and say whether the operation is finished."""
+        return self._engine.wait(operation, timeout)
+
+    def drain(self) -> bool:
+        """Wait for all that was submitted; say whether there was any."""
+        return self._engine.drain()
+
+    def failure(self, operation: Operation | None = None) -> BaseException | None:
+        """Return what an operation, or else the first one to fail, failed with; None if it has not.
+
+        The error says what `run` would have raised.
+        """
+        operation = operation or self._engine.failed
+        try:
+            if operation:
+                operation.check()
+        except _native.Mismatch:
+            return MismatchError.of_calls(self.rank, operation.notes)
+        except _FAILURES as error:
+            return self._explained(error, operation.kind)
+        except Exception as error:
+            return error
+        return None
+
+    def _explained(self, error: Exception, kind: str) -> CommError:
+        """Return the error of pycomm for one of _FAILURES."""
+        me = f"rank {self._names[self.rank]}"
+        if isinstance(error, _native.Mismatch):
+            return MismatchError()
+        if isinstance(error, _native.Interrupted):
+            return CommError(f"{me}: an earlier operation was interrupted")
+        if isinstance(error, _native.Deadlock):
+            return self._peers.deadlock(error.args[0])
+        if isinstance(error, _native.Died):
+            what = f"{me} waits in {kind}"
+            return self._peers.failure(what) or RankFailedError(what)
+        who = f"rank {self._names[error.args[0]]}"
+        if isinstance(error, _native.Unreadable):
+            what = f"{me} cannot read the memory of {who}: {os.strerror(error.args[1])}"
+            return CommError(f"{what}; PYCOMM_PEER_READS=never does without")
+        if isinstance(error, _native.Departed):
+            return DepartedError(f"{me} waits in {kind}, but {who} has left")
+        late = f"{who} did not come to {kind} within {self._timeout:g} s"
+        return CommTimeoutError(f"{me}: {late}\n{self._peers.report()}")
+
+    def _prepared(self, job: Job) -> Prepared:
+        prepared: Prepared = getattr(self, f"_{job.kind}")(job)
+        return prepared
+
+    def _barrier(self, job: Job) -> Prepared:
+        return self._board.barrier(job.fingerprint)
+
+    def _all_reduce(self, job: Job) -> Prepared:
         x, code, op = job.output, job.dtype.code, job.op
-        self._board.all_reduce(job.fingerprint, x.address, x.count, code, op.code, op.factor)
+        return self._board.all_reduce(job.fingerprint, x.address, x.count, code, op.code, op.factor)
 
-    def _broadcast(self, job: Job) -> None:
-        self._board.broadcast(job.fingerprint, job.output.address, job.output.nbytes, job.root)
+    def _broadcast(self, job: Job) -> Prepared:
+        x = job.output
+        return self._board.broadcast(job.fingerprint, x.address, x.nbytes, job.root)
 
-    def _all_gather(self, job: Job) -> None:
+    def _all_gather(self, job: Job) -> Prepared:
         offsets = [o * job.dtype.itemsize for o in job.offsets]
-        self._board.all_gather(job.fingerprint, job.input.address, job.output.address, offsets)
+        source, target = job.input.address, job.output.address
+        return self._board.all_gather(job.fingerprint, source, target, offsets)
 
-    def _reduce_scatter(self, job: Job) -> None:
+    def _reduce_scatter(self, job: Job) -> Prepared:
         source, target, code, op = job.input.address, job.output.address, job.dtype.code, job.op
-        self._board.reduce_scatter(
+        return self._board.reduce_scatter(
             job.fingerprint, source, target, list(job.offsets), code, op.code, op.factor
         )
 
-    def _reduce(self, job: Job) -> None:
+    def _reduce(self, job: Job) -> Prepared:
         x, dtype, op = job.input, job.dtype.code, job.op
-        _native.board_reduce(
+        return _native.board_reduce(
             self._board, job.fingerprint, x.address, x.count, dtype, op.code, op.factor, job.root
         )
 
-    def _gather(self, job: Job) -> None:
+    def _gather(self, job: Job) -> Prepared:
         source, target, nbytes = job.input.address, job.output.address, job.input.nbytes
-        _native.board_gather(self._board, job.fingerprint, source, target, nbytes, job.root)
+        return _native.board_gather(self._board, job.fingerprint, source, target, nbytes, job.root)
 
-    def _scatter(self, job: Job) -> None:
+    def _scatter(self, job: Job) -> Prepared:
         make, source, target = job.allocate, job.input.address, job.output
 
         def allocate(header: Sequence[int]) -> tuple[int, int]:
             job.output = make(header) if make else job.output
             return job.output.address, job.output.nbytes
 
-        _native.board_scatter(
+        return _native.board_scatter(
             self._board,
             job.fingerprint,
             job.detail,
@@ -292,10 +287,10 @@ class SharedMemory(Transport):
             job.root,
         )
 
-    def _all_to_all(self, job: Job) -> None:
+    def _all_to_all(self, job: Job) -> Prepared:
         source, target = job.input.address, job.output.address
         traffic = traffic_bytes(job, self.rank, self.size)
-        _native.board_all_to_all(self._board, job.fingerprint, source, target, *traffic)
+        return _native.board_all_to_all(self._board, job.fingerprint, source, target, *traffic)
 
     def exchange_notes(self, note: str) -> list[str]:
         """After a MismatchError: return every rank's note, "" for those that give none in 2 s."""
@@ -311,5 +306,6 @@ class SharedMemory(Transport):
         return self._board.has_departed(rank)
 
     def leave(self) -> None:
-        """Tell the others that this rank takes no part any more."""
+        """Tell the others that this rank takes no part any more; give up what is under way."""
+        self._engine.stop()
         self._board.depart()
