@@ -13,8 +13,8 @@ from pycomm.arrays import numpy_dtype
 from pycomm.types import DTYPES, DType, ReduceOp
 from tests.algorithms.reference import operations, random_inputs
 
-LIMITS = (0, 1, 72, 4096, 8192, 128 << 10)
-"""Bytes around which the paths change: a line of the board, in place, copied whole, in pieces."""
+LIMITS = (0, 1, 72, 4096, 8192, 32 << 10, 128 << 10)
+"""Bytes around which paths change: a line, in place, copied whole, whole messages, pieces."""
 
 LONGEST = 4 << 20
 _SHIFTS = 4096

@@ -59,7 +59,8 @@ def one_by_one(c: Call) -> None:
             c.comm.send(c.lay(m.values)[0], m.to, m.tag)
         if m.to == me:
             out = c.into(DTYPES[m.dtype], m.shape)
-            c.result(out, m.values)(c.comm.recv(m.source, m.tag, out))
+            y = c.comm.recv(m.source, m.tag, out, copy=c.own.chance(0.5))
+            c.result(out, m.values)(y)
 
 
 def all_at_once(c: Call) -> list[Pending]:
@@ -90,10 +91,11 @@ def _send(c: Call, m: Message) -> Pending:
 
 def _receive(c: Call, m: Message, expected: list[Message]) -> Pending:
     if m.anyone:
-        work = c.comm.irecv(pycomm.ANY, m.tag)
+        work = c.comm.irecv(pycomm.ANY, m.tag, copy=c.own.chance(0.5))
         return work, lambda result: _one_of(expected, result)
     out = c.into(DTYPES[m.dtype], m.shape)
-    return c.comm.irecv(m.source, m.tag, out), c.result(out, m.values)
+    work = c.comm.irecv(m.source, m.tag, out, copy=c.own.chance(0.5))
+    return work, c.result(out, m.values)
 
 
 def _one_of(expected: list[Message], result: Any) -> None:

@@ -37,14 +37,11 @@ class Session:
     Args:
         comm: the world.
         seed: what all random choices come from.
-        open_messages: leave messages under way while their ranks go on to collectives. A large one
-            then makes progress only if a rank inside a collective takes what was sent to it.
     """
 
-    def __init__(self, comm: pycomm.Communicator, seed: int, open_messages: bool = False):
+    def __init__(self, comm: pycomm.Communicator, seed: int):
         self._world = comm
         self._seed = seed
-        self._open_messages = open_messages
         self._groups = [Group(list(range(comm.size)), comm)]
         if comm.local is not comm:
             self._groups.append(Group(self._ranks_of(comm.local), comm.local))
@@ -94,11 +91,7 @@ class Session:
         elif what < 0.1:
             messages.one_by_one(call)
         elif what < 0.25:
-            started = messages.all_at_once(call)
-            if self._open_messages:
-                group.pending += started
-            else:
-                Group([], None, started).finish()
+            group.pending += messages.all_at_once(call)
         else:
             later = {"async_op": True} if call.draw.chance(0.3) else {}
             result, check = call.draw.choice(collectives.KINDS)(call, **later)
