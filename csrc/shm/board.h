@@ -49,15 +49,19 @@ enum class PeerReads { never, in_huge_pages, always };
 // How a rank offers its data in an opening.
 enum class Offer : uint32_t { nothing, target, line, staged, slab, remote, ordinary };
 
+// Tiny data lie in the first half, so that they are there with the one cache line that announces
+// them.
 struct alignas(128) Line {
   Counter epoch;
   uint64_t fingerprint;
   uint64_t detail;
-  Place place;  // remote: the address is its offset
   Offer offer;
   bool reads;  // can read the ordinary memory of all others
-  static constexpr size_t kPayloadBytes = 64;
-  alignas(8) char payload[kPayloadBytes];
+  static constexpr size_t kPayloadBytes = 88;
+  union {
+    Place place;                  // Offer::target, slab; remote: the address is its offset
+    char payload[kPayloadBytes];  // Offer::line
+  };
 };
 static_assert(sizeof(Line) == 128);
 
