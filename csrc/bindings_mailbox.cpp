@@ -88,7 +88,7 @@ void bind_handles(nb::module_& m) {
 void bind_mailbox(nb::module_& m) {
   bind_handles(m);
   nb::class_<Mailbox>(m, "Mailbox")
-      .def(nb::init<int, int>(), "mates"_a, "me"_a)
+      .def(nb::init<int, int, bool>(), "mates"_a, "me"_a, "direct"_a)
       .def_prop_ro("fd", [](Mailbox& b) { return b.segment()->fd(); })
       .def_prop_ro("nonce", [](Mailbox& b) { return b.segment()->nonce(); })
       .def_prop_ro("secret", &Mailbox::secret)
@@ -97,12 +97,12 @@ void bind_mailbox(nb::module_& m) {
       .def(
           "connect",
           [](Mailbox& b, int mate, int pid, int fd, uint64_t nonce, uint64_t secret,
-             uint64_t secret_address, bool direct) {
+             uint64_t secret_address) {
             auto inbox = std::make_unique<shm::Segment>(shm::Segment::open(pid, fd, nonce));
-            b.connect(mate, std::move(inbox), {pid, secret, secret_address}, direct);
+            b.connect(mate, std::move(inbox), {pid, secret, secret_address});
           },
-          "mate"_a, "pid"_a, "fd"_a, "nonce"_a, "secret"_a, "secret_address"_a, "direct"_a,
-          "Open the inbox of a node-mate by its descriptor; use its ordinary memory if possible.")
+          "mate"_a, "pid"_a, "fd"_a, "nonce"_a, "secret"_a, "secret_address"_a,
+          "Open the inbox of a node-mate by its descriptor.")
       .def(
           "send",
           [](Mailbox& b, int mate, uint32_t context, int source, int64_t tag, uintptr_t address,

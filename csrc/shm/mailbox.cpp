@@ -31,23 +31,23 @@ bool can_read(int pid, uint64_t address, uint64_t expected) {
 
 }  // namespace
 
-Mailbox::Mailbox(int mates, int me)
+Mailbox::Mailbox(int mates, int me, bool direct)
     : inbox_(std::make_shared<Segment>(Segment::create(Inbox::bytes(mates)))),
       doorbell_(&Inbox::in(*inbox_)->doorbell),
       me_(me),
+      direct_(direct),
       secret_((uint64_t(std::random_device{}()) << 32) | std::random_device{}()),
       mates_(mates) {
 #ifdef PR_SET_PTRACER
   // Where Yama restricts reading to a process's own children: node-mates are siblings.
-  prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  if (direct && mates > 1) prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
 #endif
 }
 
-void Mailbox::connect(int number, std::unique_ptr<Segment> inbox, const Process& process,
-                      bool direct) {
+void Mailbox::connect(int number, std::unique_ptr<Segment> inbox, const Process& process) {
   Inbox* theirs = Inbox::in(*inbox);
   Lane* in = &Inbox::in(*inbox_)->lanes[number];
-  in->reached = direct && can_read(process.pid, process.secret_address, process.secret);
+  in->reached = direct_ && can_read(process.pid, process.secret_address, process.secret);
   mates_[number] = std::make_unique<Mate>(inbox_, in, std::move(inbox), &theirs->lanes[me_],
                                           &theirs->doorbell, process.pid);
 }

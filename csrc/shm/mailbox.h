@@ -23,7 +23,8 @@ class Mailbox {
   static constexpr size_t kLargeBytes = Mate::kInlineBytes;
 
   // `mates`: how many processes, this one included; it is number `me` of them.
-  Mailbox(int mates, int me);
+  // `direct`: ordinary memory may be read and written by mates, where the system lets them.
+  Mailbox(int mates, int me, bool direct);
 
   const std::shared_ptr<Segment>& segment() const { return inbox_; }
   void close_descriptor() { inbox_->close_descriptor(); }
@@ -36,9 +37,8 @@ class Mailbox {
     int pid;
     uint64_t secret, secret_address;
   };
-  // Connects mate `number` by its inbox; `direct`: uses its ordinary memory, where that can be
-  // read.
-  void connect(int number, std::unique_ptr<Segment> inbox, const Process&, bool direct);
+  // Connects mate `number` by its inbox, and tries whether its ordinary memory can be read.
+  void connect(int number, std::unique_ptr<Segment> inbox, const Process&);
 
   // Starts to send to a mate. The caller may drop the handle once it is done.
   std::shared_ptr<Send> send(int mate, const Envelope&, const char* data);
@@ -88,6 +88,7 @@ class Mailbox {
   std::shared_ptr<Segment> inbox_;
   Doorbell* doorbell_;
   int me_;
+  bool direct_;
   uint64_t secret_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Mate>> mates_;

@@ -160,7 +160,7 @@ class Mailbox:
 
     def __init__(self, wire: Wire):
         self._wire = wire
-        self.memory = _native.Mailbox(1, 0)
+        self.memory = _native.Mailbox(1, 0, False)
         self.mates = {wire.rank: 0}
         self._under_way: list[Sent | SentByWire | Received] = []
         self._sent: Counter[int] = Counter()
@@ -178,15 +178,14 @@ class Mailbox:
             direct: whether ordinary memory may be reached, too, where the kernel allows that.
         """
         me = mates.index(self._wire.rank)
-        memory = _native.Mailbox(len(mates), me)
+        memory = _native.Mailbox(len(mates), me, direct)
         where = os.getpid(), memory.fd, memory.nonce, memory.secret, memory.secret_address
         rows = exchange(where)
         connected = True
         try:
             for number, process in enumerate(mates):
                 if number != me:
-                    pid, fd, nonce, secret, address = rows[process]
-                    memory.connect(number, pid, fd, nonce, secret, address, direct)
+                    memory.connect(number, *rows[process])
         except (OSError, RuntimeError) as error:
             _logger.warning("messages go over the wire, as memory cannot be shared: %s", error)
             connected = False

@@ -131,14 +131,14 @@ void exchange(int size, bool direct, const Settings& settings) {
   std::vector<std::shared_ptr<shm::Segment>> inboxes;  // outlive all mailboxes
   std::vector<std::unique_ptr<Mailbox>> boxes;
   for (int r = 0; r < size; r++) {
-    boxes.push_back(std::make_unique<Mailbox>(size, r));
+    boxes.push_back(std::make_unique<Mailbox>(size, r, direct));
     inboxes.push_back(boxes.back()->segment());
   }
   for (int r = 0; r < size; r++)
     for (int p = 0; p < size; p++)
       if (p != r)
         boxes[r]->connect(p, std::make_unique<shm::Segment>(inboxes[p]->alias()),
-                          {getpid(), boxes[p]->secret(), boxes[p]->secret_address()}, direct);
+                          {getpid(), boxes[p]->secret(), boxes[p]->secret_address()});
   std::vector<std::thread> threads;
   for (int r = 0; r < size; r++)
     threads.emplace_back([&, r] {
