@@ -88,7 +88,7 @@ void bind_handles(nb::module_& m) {
 void bind_mailbox(nb::module_& m) {
   bind_handles(m);
   nb::class_<Mailbox>(m, "Mailbox")
-      .def(nb::init<int, int, bool>(), "mates"_a, "me"_a, "direct"_a)
+      .def(nb::init<int, int, bool, bool>(), "mates"_a, "me"_a, "direct"_a, "crowded"_a)
       .def_prop_ro("fd", [](Mailbox& b) { return b.segment()->fd(); })
       .def_prop_ro("nonce", [](Mailbox& b) { return b.segment()->nonce(); })
       .def_prop_ro("secret", &Mailbox::secret)

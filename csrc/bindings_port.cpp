@@ -194,12 +194,12 @@ void bind_port(nb::module_& m) {
       .def(
           "__init__",
           [](Port* self, Mailbox& mailbox, uint32_t context, int rank, std::vector<int> mates,
-             bool crowded, flight::Flight& flight) {
-            const int spins = crowded ? 20 : 2000;
+             flight::Flight& flight) {
+            const int spins = mailbox.crowded() ? 20 : 2000;
             new (self) Port{&mailbox, context, rank, std::move(mates), spins, &flight};
           },
-          "mailbox"_a, "context"_a, "rank"_a, "mates"_a, "crowded"_a, "flight"_a,
-          nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>())
+          "mailbox"_a, "context"_a, "rank"_a, "mates"_a, "flight"_a, nb::keep_alive<1, 2>(),
+          nb::keep_alive<1, 6>())
       .def_rw("open", &Port::open, "Whether `send` and `recv` may be used now.")
       .def(
           "heed",

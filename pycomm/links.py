@@ -45,8 +45,8 @@ class Links:
             world.neighbours = Neighbours(
                 rank, exchange, world.config.shared_memory, world.wire.failed
             )
-            mates, direct = world.neighbours.mates(), world.config.peer_reads != "never"
-            world.mailbox.connect(exchange, mates, direct)
+            known, direct = world.neighbours, world.config.peer_reads != "never"
+            world.mailbox.connect(exchange, known.mates(), direct, known.crowded())
             if world.neighbours.machines(range(world.wire.size)) > 1:
                 world.wire.abort_on_failure()
             known, size = world.neighbours, len(self._processes)
@@ -73,8 +73,7 @@ class Links:
         mailbox, known = self._world.mailbox, self._world.neighbours
         mates = [mailbox.mates.get(process, -1) for process in self._processes]
         rank = self._processes.index(self._world.wire.rank)
-        crowded = known is not None and known.crowded()
-        port = _native.Port(mailbox.memory, context, rank, mates, crowded, flight)
+        port = _native.Port(mailbox.memory, context, rank, mates, flight)
         if known and known.watchdog:
             port.heed(known.watchdog, list(self._processes))
         return port

@@ -31,11 +31,12 @@ bool can_read(int pid, uint64_t address, uint64_t expected) {
 
 }  // namespace
 
-Mailbox::Mailbox(int mates, int me, bool direct)
+Mailbox::Mailbox(int mates, int me, bool direct, bool crowded)
     : inbox_(std::make_shared<Segment>(Segment::create(Inbox::bytes(mates)))),
       doorbell_(&Inbox::in(*inbox_)->doorbell),
       me_(me),
       direct_(direct),
+      crowded_(crowded),
       secret_((uint64_t(std::random_device{}()) << 32) | std::random_device{}()),
       mates_(mates) {
 #ifdef PR_SET_PTRACER
@@ -56,6 +57,7 @@ std::shared_ptr<Send> Mailbox::send(int number, const Envelope& envelope, const 
   auto send = std::make_shared<Send>();
   send->envelope = envelope;
   send->data = data;
+  send->helps = !crowded_;
   if (number == me_) {
     deliver(envelope, data, 0);
     send->done = true;

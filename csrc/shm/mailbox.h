@@ -24,7 +24,9 @@ class Mailbox {
 
   // `mates`: how many processes, this one included; it is number `me` of them.
   // `direct`: ordinary memory may be read and written by mates, where the system lets them.
-  Mailbox(int mates, int me, bool direct);
+  // `crowded`: more ranks than cores, so a sender that helps its receiver only takes its core.
+  Mailbox(int mates, int me, bool direct, bool crowded);
+  bool crowded() const { return crowded_; }
 
   const std::shared_ptr<Segment>& segment() const { return inbox_; }
   void close_descriptor() { inbox_->close_descriptor(); }
@@ -88,7 +90,7 @@ class Mailbox {
   std::shared_ptr<Segment> inbox_;
   Doorbell* doorbell_;
   int me_;
-  bool direct_;
+  bool direct_, crowded_;
   uint64_t secret_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Mate>> mates_;

@@ -84,6 +84,7 @@ bool Mate::push(const std::shared_ptr<Send>& send) {
 // A peer that cannot read this process's memory gets a slot at once.
 bool Mate::offer(const std::shared_ptr<Send>& send, Block* block) {
   block->bytes = send->envelope.bytes;
+  block->cut(send->helps);
   block->source = Location::of(send->data);
   const bool readable = block->source.place.serial || reaches_us();
   if (!readable) {

@@ -76,7 +76,7 @@ bool Send::advance() {
   const Stage stage = block->now();
   if (stage != Stage::moving && stage != Stage::acknowledged) return false;
   try {
-    if (stage == Stage::moving) help();
+    if (stage == Stage::moving && helps) help();
     if (block->complete()) {
       block->acknowledge();
       done = true;

@@ -42,6 +42,7 @@ class Mate;
 struct Send {
   Envelope envelope;
   const char* data = nullptr;
+  bool helps = true;  // to copy a large message
   Mate* to = nullptr;
   Block* block = nullptr;  // of a large one, once the peer has been told of it
   std::optional<PeerMemory> target;

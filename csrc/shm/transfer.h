@@ -37,19 +37,20 @@ enum class Stage : uint32_t {
 struct alignas(128) Block {
   std::atomic<Stage> stage;
   std::atomic<uint32_t> claimed, done;
-  uint64_t bytes;
+  uint64_t bytes, piece_bytes;
   Location source;
   Location target;
 
   Stage now() const { return stage.load(std::memory_order_acquire); }
   void go(Stage next) { stage.store(next, std::memory_order_seq_cst); }
   bool change(Stage from, Stage to) { return stage.compare_exchange_strong(from, to); }
-  // So large that the kernel's part per call is small, so small that there is one for each side.
-  size_t piece_bytes() const {
+  // By the sender, before it offers: `shared` if it may help. Pieces are so large that the kernel's
+  // part per call is small, so small that there is one for each side.
+  void cut(bool shared) {
     const size_t quarter = (bytes / 4 + kPage - 1) / kPage * kPage;
-    return std::clamp(quarter, size_t(8) * kPage, size_t(64) * kPage);
+    piece_bytes = shared ? std::clamp(quarter, 8 * kPage, 64 * kPage) : bytes;
   }
-  uint32_t pieces() const { return uint32_t((bytes + piece_bytes() - 1) / piece_bytes()); }
+  uint32_t pieces() const { return uint32_t((bytes + piece_bytes - 1) / piece_bytes); }
   bool complete() const { return done.load(std::memory_order_acquire) == pieces(); }
   void acknowledge() {
     if (!change(Stage::moving, Stage::acknowledged)) go(Stage::free);
@@ -58,7 +59,7 @@ struct alignas(128) Block {
   // Copies all pieces that nobody has claimed yet, by copy(offset, bytes).
   template <class Copy>
   void copy_pieces(Copy copy) {
-    const size_t per = piece_bytes(), count = pieces();
+    const size_t per = piece_bytes, count = pieces();
     while (claimed.load(std::memory_order_relaxed) < count) {
       const uint32_t k = claimed.fetch_add(1);
       if (k >= count) return;

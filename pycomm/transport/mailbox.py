@@ -160,7 +160,7 @@ class Mailbox:
 
     def __init__(self, wire: Wire):
         self._wire = wire
-        self.memory = _native.Mailbox(1, 0, False)
+        self.memory = _native.Mailbox(1, 0, False, False)
         self.mates = {wire.rank: 0}
         self._under_way: list[Sent | SentByWire | Received] = []
         self._sent: Counter[int] = Counter()
@@ -169,16 +169,19 @@ class Mailbox:
         self._transfers: list[tuple[_native.Receive, Request]] = []
         self._lock = threading.Lock()
 
-    def connect(self, exchange: Exchange, mates: Sequence[int], direct: bool) -> None:
+    def connect(
+        self, exchange: Exchange, mates: Sequence[int], direct: bool, crowded: bool
+    ) -> None:
         """Reach the processes `mates` of this host through memory; collective over all processes.
 
         Args:
             exchange: gathers one object of every process.
             mates: this process among them.
             direct: whether ordinary memory may be reached, too, where the kernel allows that.
+            crowded: whether they are more than the cores.
         """
         me = mates.index(self._wire.rank)
-        memory = _native.Mailbox(len(mates), me, direct)
+        memory = _native.Mailbox(len(mates), me, direct, crowded)
         where = os.getpid(), memory.fd, memory.nonce, memory.secret, memory.secret_address
         rows = exchange(where)
         connected = True

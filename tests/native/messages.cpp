@@ -131,7 +131,7 @@ void exchange(int size, bool direct, const Settings& settings) {
   std::vector<std::shared_ptr<shm::Segment>> inboxes;  // outlive all mailboxes
   std::vector<std::unique_ptr<Mailbox>> boxes;
   for (int r = 0; r < size; r++) {
-    boxes.push_back(std::make_unique<Mailbox>(size, r, direct));
+    boxes.push_back(std::make_unique<Mailbox>(size, r, direct, false));
     inboxes.push_back(boxes.back()->segment());
   }
   for (int r = 0; r < size; r++)
