@@ -140,7 +140,9 @@ void bind_failures(nb::module_& m) {
   static PyObject* interrupted = PyErr_NewException("pycomm._native.Interrupted", nullptr, nullptr);
   static PyObject* departed = PyErr_NewException("pycomm._native.Departed", nullptr, nullptr);
   static PyObject* unreadable = PyErr_NewException("pycomm._native.Unreadable", nullptr, nullptr);
+  static PyObject* unreachable = PyErr_NewException("pycomm._native.Unreachable", nullptr, nullptr);
   m.attr("Unreadable") = nb::handle(unreadable);
+  m.attr("Unreachable") = nb::handle(unreachable);
   static PyObject* died = PyErr_NewException("pycomm._native.Died", nullptr, nullptr);
   m.attr("Mismatch") = nb::handle(mismatch);
   m.attr("Stalled") = nb::handle(stalled);
@@ -157,6 +159,8 @@ void bind_failures(nb::module_& m) {
       PyErr_SetObject(deadlock, nb::cast(e.cycle).ptr());
     } catch (const shm::Died&) {
       PyErr_SetNone(died);
+    } catch (const shm::Unreachable&) {
+      PyErr_SetNone(unreachable);
     } catch (const shm::Interrupted&) {
       PyErr_SetNone(interrupted);
     } catch (const shm::Stalled& e) {

@@ -146,6 +146,7 @@ void bind_mailbox(nb::module_& m) {
       .def(
           "progress", [](Mailbox& b) { b.progress(); }, nb::call_guard<nb::gil_scoped_release>())
       .def("forget", &Mailbox::forget, "context"_a)
+      .def("withdraw", &Mailbox::withdraw, "receive"_a, "It takes no message any more.")
       .def("expect", [](Mailbox& b) { return b.doorbell().expect(); })
       .def(
           "sleep", [](Mailbox& b, uint32_t expected, long us) { b.doorbell().sleep(expected, us); },

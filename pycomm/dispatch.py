@@ -123,7 +123,7 @@ class Dispatcher:
             try:
                 return parts(lambda *call: self._run_part(site, *call))
             except BaseException as error:
-                self._fail(self._failure or error)
+                self.fail(self._failure or error)
                 raise
 
         return self._in_turn(run, async_op)
@@ -146,7 +146,7 @@ class Dispatcher:
             raise CommError("this communicator was closed")
         self._check_ranks()
         if self._failure is None and self._memory and (failure := self._memory.failure()):
-            self._fail(failure)
+            self.fail(failure)
         if self._failure is not None:
             raise CommError(
                 f"rank {self.transport.rank}: this communicator failed before and cannot be used "
@@ -199,7 +199,7 @@ class Dispatcher:
         if neighbours is not None and neighbours.waits is not None:
             neighbours.waits.asynchronous(more)
 
-    def _fail(self, error: BaseException) -> BaseException:
+    def fail(self, error: BaseException) -> BaseException:
         """Let all later calls raise, because of `error`; it says where this rank's flight is."""
         self._flight.end(False)
         note_flight(error)
@@ -247,9 +247,9 @@ class Dispatcher:
                 algorithm.run(self.transport, self._kernels, job)
         except MismatchError:
             note = describe(job, algorithm.name, site or call_site())
-            raise self._fail(self._mismatch(note)) from None
+            raise self.fail(self._mismatch(note)) from None
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             raise
         self._flight.end(True)
         self._count(job, algorithm)

@@ -40,6 +40,10 @@ class CommTimeoutError(CommError, TimeoutError):
     """A communicator made no progress for its timeout."""
 
 
+class UnreachableError(CommError):
+    """The other side of a message has closed its communicator, or its memory cannot be reached."""
+
+
 class DeadlockError(CommError):
     """Ranks wait for each other in a cycle."""
 

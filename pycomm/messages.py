@@ -9,11 +9,12 @@ from typing import Any
 from pycomm._native import Flight
 from pycomm.arrays import is_tensor, view
 from pycomm.dispatch import Dispatcher, returned
-from pycomm.errors import CommError, CommTimeoutError
+from pycomm.errors import MismatchError, UnreachableError
+from pycomm.guard import guard
 from pycomm.links import Links
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
-from pycomm.shapes import checked_rank
+from pycomm.shapes import checked_rank, checked_tag
 from pycomm.transport.mailbox import ANY, Received, Sent, SentByWire, new_array
 from pycomm.work import Transfer, Work
 from pycomm.world import World
@@ -73,15 +74,21 @@ class Messages:
             return new_array(received)
         with self._stats.timed():
             if received is False:
-                return self.irecv(src, tag, out, copy=copy).wait()
-            target = None if out is None else view(out, result=True)
-            request = self._world.mailbox.received(received, target)
-            return self._received(request, received.record, src, tag, out).wait()
+                request, record = self._post(src, tag, out, copy)
+            else:
+                target = None if out is None else view(out, result=True)
+                request, record = self._world.mailbox.received(received, target), received.record
+            try:
+                return self._received(request, record, src, tag, out).wait()
+            except BaseException:
+                request.withdraw()
+                raise
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
         self._collectives.check()
         peer, source = self._ranks[checked_rank(dst, "dst", self.rank, self.size)], view(x)
+        tag = checked_tag(tag, self.rank)
         self._stats.bytes_sent += source.nbytes
         record = self._flight.message("send", source.dtype.name, source.nbytes, dst, tag)
         mailbox = self._world.mailbox
@@ -90,54 +97,67 @@ class Messages:
 
     def irecv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Work:
         """Start to receive, in any order of posting; the Work's result is the array."""
+        request, record = self._post(src, tag, out, copy)
+        return self._received(request, record, src, tag, out)
+
+    def _post(self, src: int, tag: int, out: Any, copy: bool) -> tuple[Received, int]:
         self._collectives.check()
         peer = src if src == ANY else checked_rank(src, "src", self.rank, self.size)
         target = None if out is None else view(out, result=True)
         expected = (target.dtype.name, target.nbytes) if target else ("", 0)
-        record = self._flight.message("recv", *expected, src, tag)
-        received = self._world.mailbox.receive(self._context, peer, tag, target, not copy)
-        return self._received(received, record, src, tag, out)
+        number = checked_tag(tag, self.rank)
+        record = self._flight.message("recv", *expected, src, number)
+        box = self._world.mailbox
+        return box.receive(self._context, peer, number, target, not copy), record
 
     def _sent(self, sent: Sent | SentByWire, record: int, dst: int, tag: int) -> Work:
         what = f"rank {self.rank} sends to rank {dst} with tag {tag}"
-        wait = self._waiter(record, dst, what, lambda: True)
+        wait = self._waiter(dst, what, lambda: True)
 
         def until(ready: Callable[[], bool], timeout: float | None) -> None:
             sent.settle()
             wait(ready, timeout)
 
-        return Transfer(sent.test, until, partial(Flight.end_message, record, True))
+        def failed(error: BaseException) -> BaseException:
+            return self._message_failed(record, dst, what, error)
+
+        return Transfer(sent.test, until, partial(Flight.end_message, record, True), failed)
 
     def _received(self, received: Received, record: int, src: int, tag: int, out: Any) -> Work:
         origin = "anyone" if src == ANY else f"rank {src}"
         what = f"rank {self.rank} receives from {origin} with tag {tag}"
 
         def finish() -> Any:
-            try:
-                data = received.result()
-            except CommError as error:
-                Flight.end_message(record, False)
-                note_flight(error)
-                raise
+            data = received.result()
             Flight.end_message(record, True, data.dtype.name, data.nbytes)
             return returned(data, out)
 
-        wait = self._waiter(record, src, what, received.unmatched)
-        return Transfer(received.test, wait, finish)
+        def failed(error: BaseException) -> BaseException:
+            received.withdraw()
+            return self._message_failed(record, src, what, error)
+
+        wait = self._waiter(src, what, received.unmatched)
+        return Transfer(received.test, wait, finish, failed)
 
     def _waiter(
-        self, record: int, peer: int, what: str, only_peer: Callable[[], bool]
+        self, peer: int, what: str, only_peer: Callable[[], bool]
     ) -> Callable[[Callable[[], bool], float | None], None]:
         doze = self._world.mailbox.doze
 
         def until(ready: Callable[[], bool], timeout: float | None) -> None:
-            try:
-                self._links.patience.until(ready, peer, what, timeout, only_peer, doze)
-            except CommError as error:
-                goes_on = timeout is not None and isinstance(error, CommTimeoutError)
-                if not goes_on:
-                    Flight.end_message(record, False)
-                    note_flight(error)
-                raise
+            guard.check()
+            self._links.patience.until(ready, peer, what, timeout, only_peer, doze)
 
         return until
+
+    def _message_failed(
+        self, record: int, peer: int, what: str, error: BaseException
+    ) -> BaseException:
+        """Return the error of a message; after it the ranks may be at different points."""
+        Flight.end_message(record, False)
+        if isinstance(error, UnreachableError):
+            error = self._links.patience.lost(peer, what, error)
+        if isinstance(error, MismatchError):
+            note_flight(error)
+            return error
+        return self._collectives.fail(error)

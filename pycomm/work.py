@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pycomm._native import Operation
 from pycomm.arrays import View, unpack
-from pycomm.errors import CommTimeoutError
+from pycomm.errors import CommError, CommTimeoutError
 from pycomm.observe.flight import note_flight
 
 
@@ -129,6 +129,7 @@ class Transfer:
         test: makes progress and says whether the transfer is complete.
         until: waits for `test`, with the timeout given in seconds or the communicator's.
         finish: returns the result, or raises, once the transfer is complete.
+        failed: is told of an error that ends the transfer, and returns the one to raise.
     """
 
     def __init__(
@@ -136,30 +137,44 @@ class Transfer:
         test: Callable[[], bool],
         until: Callable[[Callable[[], bool], float | None], None],
         finish: Callable[[], Any],
+        failed: Callable[[BaseException], BaseException],
     ):
         self._test = test
         self._until = until
         self._finish: Callable[[], Any] | None = finish
+        self._failed = failed
         self._result: Any = None
         self._error: BaseException | None = None
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
-        self._until(self.done, timeout)
+        try:
+            self._until(self.done, timeout)
+        except CommTimeoutError as error:
+            if timeout is not None:
+                raise
+            self._fail(error)
+        except CommError as error:
+            self._fail(error)
         if self._error is not None:
             raise self._error
         return self._result
 
     def done(self) -> bool:
         """Make progress and say whether the operation is complete, also if it failed."""
-        if self._finish is not None and self._test():
-            finish, self._finish = self._finish, None
-            try:
-                self._result = finish()
-            except Exception as error:
-                self._error = error
+        try:
+            if self._finish is not None and self._test():
+                self._result = self._finish()
+                self._finish = None
+        except Exception as error:
+            self._fail(error)
         return self._finish is None
 
     def exception(self) -> BaseException | None:
         """Return what the operation failed with; None if it has not."""
         return self._error
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._finish = None
+            self._error = self._failed(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ class World:
         self.number = next(_numbers)
         """Tells the worlds of a process apart, in the order in which they were made."""
         self.mailbox = Mailbox(wire)
+        weakref.finalize(self, self.mailbox.finish)
         self.config = config
         self.timeout = timeout
         self.neighbours: Neighbours | None = None

@@ -70,7 +70,7 @@ PENDING = {
     "a receive": "comm.recv(1)",
     "a receive from another rank": "comm.recv((comm.rank + 1) % 3)",
     "a receive from anyone": "comm.recv(pycomm.ANY)",
-    "a send": "comm.send(np.ones(10**7), 1)",
+    "a send": "comm.send(np.ones(34 * 10**6), 1)",
 }
 
 

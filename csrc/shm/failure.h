@@ -14,6 +14,7 @@ struct Unreadable : Failure {  // reading the memory of a rank's process failed 
   Unreadable(int rank, int error) : rank(rank), error(error) {}
   int rank, error;
 };
+struct Unreachable : Failure {};  // the other side of a message closed it, or its memory failed
 struct Departed : Failure {
   explicit Departed(int rank) : rank(rank) {}
   int rank;

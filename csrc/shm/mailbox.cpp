@@ -1,5 +1,6 @@
 #include "shm/mailbox.h"
 
+#include <pthread.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
@@ -18,6 +19,8 @@ struct Inbox {
     return reinterpret_cast<Inbox*>((address + 127) & ~uintptr_t(127));
   }
 };
+
+std::atomic<bool> forked = false;
 
 bool can_read(int pid, uint64_t address, uint64_t expected) {
   uint64_t found = 0;
@@ -43,6 +46,8 @@ Mailbox::Mailbox(int mates, int me, bool direct, bool crowded)
   // Where Yama restricts reading to a process's own children: node-mates are siblings.
   if (direct && mates > 1) prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
 #endif
+  static const int once = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  static_cast<void>(once);
 }
 
 void Mailbox::connect(int number, std::unique_ptr<Segment> inbox, const Process& process) {
@@ -102,10 +107,16 @@ void Mailbox::receive(const std::shared_ptr<Receive>& receive) {
   if (found == arrived_.end()) {
     posted_.push_back(receive);
   } else {
+    count_untaken(*found, found->envelope, -1);
     take_over(receive, found->envelope, *found);
     arrived_.erase(found);
   }
   note_pending();
+}
+
+void Mailbox::withdraw(const Receive& receive) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(posted_, [&](auto& posted) { return posted.get() == &receive; });
 }
 
 std::shared_ptr<Receive> Mailbox::deliver(const Envelope& envelope, const char* data,
@@ -114,24 +125,55 @@ std::shared_ptr<Receive> Mailbox::deliver(const Envelope& envelope, const char* 
   return arrive(envelope, {nullptr, nullptr, data, number});
 }
 
-// Gives a message to the first receive that takes it, or keeps it, with a copy of its data.
+// Gives a message to the first receive that takes it, or keeps it.
 std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin) {
+  if (closed_.contains(envelope.context)) {
+    if (origin.block) origin.block->refuse();
+    return nullptr;
+  }
   auto found = std::find_if(posted_.begin(), posted_.end(),
                             [&](auto& receive) { return receive->matches(envelope); });
-  if (found != posted_.end()) {
-    auto receive = *found;
-    posted_.erase(found);
-    take_over(receive, envelope, origin);
-    return receive;
+  if (found == posted_.end()) {
+    keep(envelope, origin);
+    return nullptr;
   }
-  std::shared_ptr<void> copy;
+  auto receive = *found;
+  posted_.erase(found);
+  take_over(receive, envelope, origin);
+  return receive;
+}
+
+// A small message is copied. A large one stays where it is, unless too many do: a sender that has
+// no block or slot left could not even tell of the message that is waited for.
+void Mailbox::keep(const Envelope& envelope, Origin origin) {
+  std::shared_ptr<void> memory;
   if (origin.data) {
-    copy = message_memory(envelope.bytes);
-    std::memcpy(copy.get(), origin.data, envelope.bytes);
-    origin.data = static_cast<char*>(copy.get());
+    memory = message_memory(envelope.bytes);
+    std::memcpy(memory.get(), origin.data, envelope.bytes);
+  } else if (origin.block && (origin.from->untaken >= kMostUntaken ||
+                              origin.from->untaken_bytes + envelope.bytes > kMostUntakenBytes)) {
+    memory = take_alone(envelope, origin);
   }
-  arrived_.push_back({origin, envelope, std::move(copy)});
-  return nullptr;
+  if (memory) origin.data = static_cast<char*>(memory.get()), origin.block = nullptr;
+  count_untaken(origin, envelope, 1);
+  arrived_.push_back({origin, envelope, std::move(memory)});
+}
+
+// Null if it has to stay: then it fails, or is taken, when somebody wants it.
+std::shared_ptr<void> Mailbox::take_alone(const Envelope& envelope, const Origin& origin) {
+  Receive receive;
+  hand_over(receive, envelope, origin);
+  try {
+    return receive.take_alone() ? receive.memory : nullptr;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void Mailbox::count_untaken(const Origin& origin, const Envelope& envelope, int more) {
+  if (!origin.block) return;
+  origin.from->untaken += more;
+  origin.from->untaken_bytes += size_t(more) * envelope.bytes;
 }
 
 void Mailbox::take_over(const std::shared_ptr<Receive>& receive, const Envelope& envelope,
@@ -153,6 +195,7 @@ void Mailbox::hand_over(Receive& receive, const Envelope& envelope, const Origin
 }
 
 void Mailbox::progress(int number) {
+  if (forked) return;  // the messages are the parent's
   std::vector<std::shared_ptr<Receive>> active;
   {
     std::lock_guard lock(mutex_);
@@ -191,8 +234,15 @@ void Mailbox::note_pending() {
 
 void Mailbox::forget(uint32_t context) {
   std::lock_guard lock(mutex_);
+  closed_.insert(context);
   std::erase_if(posted_, [&](auto& receive) { return receive->context == context; });
-  std::erase_if(arrived_, [&](auto& a) { return a.envelope.context == context; });
+  std::erase_if(arrived_, [&](Arrived& a) {
+    if (a.envelope.context != context) return false;
+    count_untaken(a, a.envelope, -1);
+    if (a.block) a.block->refuse();
+    if (a.block) a.from->doorbell().ring();
+    return true;
+  });
   note_pending();
 }
 

@@ -8,6 +8,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <unordered_set>
 #include <vector>
 
 #include "shm/doorbell.h"
@@ -63,8 +64,11 @@ class Mailbox {
   // Whether others may wait for progress of this process.
   bool is_pending() const { return pending_.load(std::memory_order_relaxed); }
 
-  // Drops what is left of a communicator.
+  // Drops what is left of a communicator, and what still comes for it.
   void forget(uint32_t context);
+
+  // Nobody waits for a receive any more: it takes no message.
+  void withdraw(const Receive&);
 
   Doorbell& doorbell() { return *doorbell_; }
   Mate& mate(int number) { return *mates_[number]; }
@@ -76,12 +80,18 @@ class Mailbox {
     const char* data;
     uint64_t elsewhere;
   };
+  // So many or so large ones are left with their senders: then they are copied, to let others pass.
+  static constexpr int kMostUntaken = Lane::kBlocks / 2;
+  static constexpr size_t kMostUntakenBytes = Mate::kMostSlotBytes / 4;
   struct Arrived : Origin {
     Envelope envelope;
     std::shared_ptr<void> memory;
   };
   void read(Mate&);
   void flush(Mate&);
+  void keep(const Envelope&, Origin);
+  static std::shared_ptr<void> take_alone(const Envelope&, const Origin&);
+  static void count_untaken(const Origin&, const Envelope&, int more);
   std::shared_ptr<Receive> arrive(const Envelope&, Origin);
   void take_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);
   static void hand_over(Receive&, const Envelope&, const Origin&);
@@ -96,6 +106,7 @@ class Mailbox {
   std::vector<std::unique_ptr<Mate>> mates_;
   std::vector<std::shared_ptr<Receive>> posted_;
   std::list<Arrived> arrived_;
+  std::unordered_set<uint32_t> closed_;           // communicators
   std::vector<std::shared_ptr<Receive>> active_;  // large ones on their way
   int queued_ = 0;                                // messages that wait for room
   std::atomic<bool> pending_ = false;

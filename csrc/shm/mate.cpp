@@ -1,6 +1,7 @@
 #include "shm/mate.h"
 
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "shm/slab.h"
@@ -116,7 +117,7 @@ Block* Mate::free_block() {
 bool Mate::is_free(int number) {
   Block& block = out_->blocks[number];
   std::shared_ptr<Send>& send = offered_[number];
-  if (send && block.now() == Stage::acknowledged) send->advance();
+  if (send && (block.now() == Stage::acknowledged || block.ended_badly())) send->advance();
   if (block.now() != Stage::free) return false;
   send.reset();
   return true;
@@ -139,9 +140,13 @@ char* Mate::take_slot(Block* block, size_t bytes) {
       return slot.memory;
     }
   if (!make_room(bytes)) return nullptr;
-  auto* memory = static_cast<char*>(Slabs::instance().allocate(bytes));
-  slots_.push_back({memory, bytes, block});
-  return memory;
+  try {
+    auto* memory = static_cast<char*>(Slabs::instance().allocate(bytes));
+    slots_.push_back({memory, bytes, block});
+    return memory;
+  } catch (const std::system_error&) {  // no memory or no descriptor left
+    return nullptr;
+  }
 }
 
 // Whether another slot is affordable; drops those that are free and too small if need be. Those

@@ -52,6 +52,10 @@ class Mate {
   bool front(Envelope&, Front&);
   void drop_front();
 
+  // Large messages that came and nobody has taken yet, and what lies in slots for them.
+  int untaken = 0;
+  size_t untaken_bytes = 0;
+
   std::deque<std::shared_ptr<Send>> waiting;  // for room, in the order of their sending
 
  private:

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "shm/failure.h"
 #include "shm/mailbox.h"
 
 namespace pycomm::shm {
@@ -73,14 +74,8 @@ bool Send::advance() {
   if (done.load(std::memory_order_acquire)) return true;
   Turn turn(busy);
   if (!turn.mine() || done || !block) return done;
-  const Stage stage = block->now();
-  if (stage != Stage::moving && stage != Stage::acknowledged) return false;
   try {
-    if (stage == Stage::moving && helps) help();
-    if (block->complete()) {
-      block->acknowledge();
-      done = true;
-    }
+    step(*block);
   } catch (...) {
     error = std::current_exception();
     done = true;
@@ -88,26 +83,46 @@ bool Send::advance() {
   return done;
 }
 
-void Send::help() {
-  if (!target) {
-    if (!block->target.place.serial && !to->within_reach()) return;
-    target.emplace(to->pid(), block->target);
+void Send::step(Block& b) {
+  if (b.ended_badly()) {
+    b.go(Stage::free);
+    throw Unreachable{};
   }
-  block->copy_pieces(
-      [&](size_t offset, size_t bytes) { target->write(data + offset, offset, bytes); });
-  if (block->complete()) to->doorbell().ring();
+  const Stage stage = b.now();
+  if (stage != Stage::moving && stage != Stage::acknowledged) return;
+  if (stage == Stage::moving && helps) help(b);
+  if (b.complete()) {
+    b.acknowledge();
+    done = true;
+  }
+}
+
+void Send::help(Block& b) {
+  if (!target) {
+    if (!b.target.place.serial && !to->within_reach()) return;
+    target.emplace(to->pid(), b.target);
+  }
+  try {
+    b.copy_pieces(
+        [&](size_t offset, size_t bytes) { target->write(data + offset, offset, bytes); });
+  } catch (...) {
+    b.go(Stage::failed);
+    throw;
+  }
+  if (b.complete()) to->doorbell().ring();
 }
 
 void Send::settle() {
   Turn turn(busy);
-  if (!turn.mine() || done || !block || block->now() != Stage::offered) return;
+  Block* const b = block;
+  if (!turn.mine() || done || !b || b->now() != Stage::offered) return;
   if (envelope.bytes > Mate::kMostSlotBytes) return;
-  char* slot = to->take_slot(block, envelope.bytes);
+  char* slot = to->take_slot(b, envelope.bytes);
   if (!slot) return;
-  if (!block->change(Stage::offered, Stage::filling)) return to->give_back(block);
+  if (!b->change(Stage::offered, Stage::filling)) return to->give_back(b);
   std::memcpy(slot, data, envelope.bytes);
-  block->source = Location::of(slot);
-  block->go(Stage::filled);
+  b->source = Location::of(slot);
+  if (!b->change(Stage::filling, Stage::filled)) return to->give_back(b);
   to->doorbell().ring();
   done = true;
 }
@@ -139,6 +154,10 @@ bool Receive::advance() {
 }
 
 void Receive::step() {
+  if (block->now() == Stage::failed) {
+    block->go(Stage::free);
+    throw Unreachable{};
+  }
   if (origin && data) return move();
   if (block->change(Stage::offered, Stage::taken)) {
     take();
@@ -157,9 +176,33 @@ void Receive::take() {
   from->doorbell().ring();
 }
 
+bool Receive::take_alone() {
+  const bool offered = block->change(Stage::offered, Stage::taken);
+  if (!offered && block->now() != Stage::filled) return false;
+  find_memory();
+  try {
+    PeerMemory(from->pid(), block->source).read(data, 0, envelope.bytes);
+  } catch (...) {
+    block->go(Stage::failed);
+    from->doorbell().ring();
+    throw;
+  }
+  block->claimed = block->done = block->pieces();
+  block->go(offered ? Stage::moving : Stage::returned);
+  if (offered) block->acknowledge();
+  from->doorbell().ring();
+  return true;
+}
+
 void Receive::move() {
-  block->copy_pieces(
-      [&](size_t offset, size_t bytes) { origin->read(data + offset, offset, bytes); });
+  try {
+    block->copy_pieces(
+        [&](size_t offset, size_t bytes) { origin->read(data + offset, offset, bytes); });
+  } catch (...) {
+    block->go(Stage::failed);
+    from->doorbell().ring();
+    throw;
+  }
   if (!block->complete()) return;
   block->acknowledge();
   from->doorbell().ring();

@@ -44,7 +44,7 @@ struct Send {
   const char* data = nullptr;
   bool helps = true;  // to copy a large message
   Mate* to = nullptr;
-  Block* block = nullptr;  // of a large one, once the peer has been told of it
+  std::atomic<Block*> block = nullptr;  // of a large one, once the peer has been told of it
   std::optional<PeerMemory> target;
   std::exception_ptr error;
   std::atomic_flag busy;
@@ -57,7 +57,8 @@ struct Send {
   void settle();
 
  private:
-  void help();
+  void step(Block&);
+  void help(Block&);
 };
 
 // A receive that is posted, then matched, then done.
@@ -91,6 +92,8 @@ struct Receive {
   void finish() { done.store(true, std::memory_order_release); }
   // Makes progress with a large message; says whether the data are there.
   bool advance();
+  // Takes over a large message without the sender's help, which could end; false: not now.
+  bool take_alone();
 
  private:
   void step();

@@ -8,6 +8,9 @@
 // meanwhile helps: each piece is copied by who claims it first. A sender that finds nobody there
 // fills a slot of its own instead and is done. The slot is the receiver's until it returns it.
 //
+// `refused`: the receiver has closed the communicator. `failed`: one side cannot reach the other's
+// memory. The side that did not say so sees it and frees the block.
+//
 // Memory-ordering rules. Every step of `state` releases what was written before it. `done` counts
 // copied pieces (release) and who sees all of them (acquire) sees the data. A block is used anew
 // only after both sides have acknowledged, or the receiver has returned the slot.
@@ -32,6 +35,8 @@ enum class Stage : uint32_t {
   filled,
   kept,
   returned,
+  refused,
+  failed,
 };
 
 struct alignas(128) Block {
@@ -50,10 +55,17 @@ struct alignas(128) Block {
     const size_t quarter = (bytes / 4 + kPage - 1) / kPage * kPage;
     piece_bytes = shared ? std::clamp(quarter, 8 * kPage, 64 * kPage) : bytes;
   }
+  bool ended_badly() const { return now() == Stage::refused || now() == Stage::failed; }
   uint32_t pieces() const { return uint32_t((bytes + piece_bytes - 1) / piece_bytes); }
   bool complete() const { return done.load(std::memory_order_acquire) == pieces(); }
   void acknowledge() {
     if (!change(Stage::moving, Stage::acknowledged)) go(Stage::free);
+  }
+
+  // The receiver does not want it: lets the sender know, or gives it its slot back.
+  void refuse() {
+    if (!change(Stage::offered, Stage::refused) && !change(Stage::filling, Stage::refused))
+      change(Stage::filled, Stage::returned);
   }
 
   // Copies all pieces that nobody has claimed yet, by copy(offset, bytes).

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -21,7 +22,7 @@ import numpy as np
 
 from pycomm import _native
 from pycomm.arrays import View, laid_into, view
-from pycomm.errors import CommError, MismatchError
+from pycomm.errors import CommError, MismatchError, UnreachableError
 from pycomm.transport.base import Request
 from pycomm.transport.header import Header
 from pycomm.transport.sharing import Exchange
@@ -36,6 +37,7 @@ DATA_TAGS = 4096
 """Wire tags 1…DATA_TAGS carry data, in turn for each pair; higher ones are for communicators."""
 
 INLINE_BYTES = 4096
+LAST_SENDS_S = 1.0
 DOZE_US = 5000
 """Sleep until a node-mate rings, at most so long; between hosts nobody can ring."""
 DOZE_WIRED_US = 100
@@ -114,6 +116,10 @@ class Received:
         self._mailbox.progress()
         return _moved(self._handle.test)
 
+    def withdraw(self) -> None:
+        """Take no message any more."""
+        self._mailbox.memory.withdraw(self._handle)
+
     def result(self) -> View:
         """Return `out`, or a new array if there is none.
 
@@ -134,8 +140,9 @@ def new_array(message: _native.Receive) -> Any:
 def _moved(test: Callable[[], bool]) -> bool:
     try:
         return test()
-    except RuntimeError as error:
-        raise CommError(f"the other rank's memory cannot be reached any more: {error}") from error
+    except (RuntimeError, _native.Unreachable) as error:
+        why = str(error) or "it has closed the communicator, or cannot reach this rank's memory"
+        raise UnreachableError(why) from error
 
 
 def _disagreement(message: _native.Receive, out: View) -> MismatchError:
@@ -168,6 +175,8 @@ class Mailbox:
         self._data: dict[int, tuple[int, int]] = {}
         self._transfers: list[tuple[_native.Receive, Request]] = []
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
+        self._owner = os.getpid()
 
     def connect(
         self, exchange: Exchange, mates: Sequence[int], direct: bool, crowded: bool
@@ -225,8 +234,24 @@ class Mailbox:
 
     def _keep(self, request: Sent | SentByWire | Received) -> None:
         if not request.finished():
-            self._under_way = [r for r in self._under_way if not r.finished()]
-            self._under_way.append(request)
+            with self._keeping:
+                self._under_way = [r for r in self._under_way if not r.finished()]
+                self._under_way.append(request)
+
+    def finish(self) -> None:
+        """At the end: wait a little for what is being sent, and keep the memory of the rest.
+
+        MPI goes on reading and writing that until it is finalized.
+        """
+        if os.getpid() != self._owner:
+            return
+        end = time.monotonic() + LAST_SENDS_S
+        with self._keeping:
+            sent = [r for r in self._under_way if isinstance(r, SentByWire)]
+            while time.monotonic() < end and not all([r.finished() for r in sent]):
+                time.sleep(1e-3)
+            for request in self._under_way:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))
 
     def _send_by_wire(
         self, view: View, is_tensor: bool, context: int, source: int, tag: int, to: int

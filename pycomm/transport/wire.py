@@ -170,6 +170,17 @@ class Patience:
                 raise failure or DepartedError(f"{what}, but {self._name(peer)} left")
             self._watch.look(peer if only_peer() else self.ANYONE)
 
+    def lost(self, peer: int, what: str, error: Exception) -> Exception:
+        """Return why a peer cannot be reached: it died, it left, or `error`."""
+        end = time.perf_counter() + self.LAST_WORDS_S
+        while time.perf_counter() < end:
+            if failure := self._watch.failure(what):
+                return failure
+            if self._watch.has_left(peer):
+                return DepartedError(f"{what}, but {self._name(peer)} left")
+            time.sleep(1e-2)
+        return CommError(f"{what}: {error}; PYCOMM_PEER_READS=never does without reading memory")
+
     def _name(self, peer: int) -> str:
         return "all others have" if peer == self.ANYONE else f"rank {peer} has"
 
