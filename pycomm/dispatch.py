@@ -11,13 +11,14 @@ import numpy as np
 
 from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import NOTHING, View, unpack, view
+from pycomm.arrays import NOTHING, View, unpack
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
 from pycomm.kernels.base import Kernels
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
+from pycomm.opening import compare, gather_rows
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.shm import SharedMemory
@@ -261,27 +262,15 @@ class Dispatcher:
 
     def _open(self, job: Job, algorithm: Algorithm) -> None:
         """Compare the calls before any memory changes; fused collectives do so themselves."""
-        if algorithm.name == "direct" or self.transport.size == 1:
-            return
-        if "barrier" in self.transport.fused:
-            self.transport.run(Job("barrier", job.dtype, fingerprint=job.fingerprint))
-            return
-        mine = np.array([job.fingerprint], np.uint64)
-        if (self._gather_rows(mine) != mine).any():
-            raise MismatchError
-
-    def _gather_rows(self, row: np.ndarray) -> np.ndarray:
-        rows = np.empty((self.transport.size, row.size), row.dtype)
-        source, target = view(row), view(rows)
-        job = Job("all_gather", source.dtype, source, target, (row.size,) * self.transport.size)
-        find("all_gather", "bruck").run(self.transport, self._kernels, job)
-        return rows
+        if algorithm.name != "direct" and self.transport.size > 1:
+            compare(self.transport, self._kernels, job.fingerprint, algorithm.opens)
 
     def _mismatch(self, note: str) -> MismatchError:
         if isinstance(self.transport, SharedMemory):
             notes = self.transport.exchange_notes(note)
         else:
             padded = note.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
-            rows = self._gather_rows(np.frombuffer(padded, np.uint8))
+            row = np.frombuffer(padded, np.uint8)
+            rows = gather_rows(self.transport, self._kernels, row)
             notes = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
         return MismatchError.of_calls(self.transport.rank, notes)

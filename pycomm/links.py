@@ -8,7 +8,7 @@ from pycomm import _native
 from pycomm.neighbours import Neighbours, Peers
 from pycomm.observe import flight
 from pycomm.observe.stats import Stats
-from pycomm.transport.base import Transport, counterparts
+from pycomm.transport.base import Transport, counterparts, group
 from pycomm.transport.sharing import Exchange
 from pycomm.transport.shm import SharedMemory
 from pycomm.transport.wire import Patience, WireTransport
@@ -62,6 +62,7 @@ class Links:
             local, self._messages.across = (self._among(ranks) for ranks in levels)
             self.shared = self._connect(world.neighbours, levels[0], local, exchange)
             self._messages.local = self.shared or local
+            self._messages.ranks_by_host = group(hosts)
 
     def record(self, flight: _native.Flight) -> None:
         """Have the flight recorder note the quick calls, too."""

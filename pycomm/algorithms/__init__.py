@@ -5,9 +5,10 @@ from pycomm.algorithms import (
     gather,
     hierarchical,
     pairwise,
+    rails,
     recursive,
     ring,
     rooted,
 )
 
-__all__ = ["direct", "gather", "hierarchical", "pairwise", "recursive", "ring", "rooted"]
+__all__ = ["direct", "gather", "hierarchical", "pairwise", "rails", "recursive", "ring", "rooted"]

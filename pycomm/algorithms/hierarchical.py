@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pycomm.algorithms import gather, pairwise, ring
+from pycomm.algorithms import gather, pairwise, recursive, ring
 from pycomm.algorithms.recursive import rounds
-from pycomm.algorithms.registry import algorithm
+from pycomm.algorithms.registry import Run, algorithm
 from pycomm.algorithms.ring import SEGMENT_BYTES, chunk_counts
 from pycomm.arrays import View, empty
 from pycomm.errors import ArgumentError
@@ -27,6 +27,7 @@ NEEDS = "several hosts with the same number of ranks on each, more than one"
     supports=lambda transport: transport.across is not None,
     needs=NEEDS,
     by_host=True,
+    opens=True,
 )
 def all_reduce(
     transport: Transport, kernels: Kernels, job: Job, segment_bytes: int = SEGMENT_BYTES
@@ -47,16 +48,13 @@ def all_reduce(
     Source: M. Cho, U. Finkler, M. Serrano, D. Kung, H. Hunter, "BlueConnect: decomposing all-reduce
     for deep learning on heterogeneous network hierarchy", IBM J. R&D 63 (2019), with two levels.
     """
-    local, across = _levels(transport)
+    local, across = levels(transport)
     counts = chunk_counts(job.output.count, local.size)
-    mine = _part(job.output, counts, local.rank)
+    mine = part(job.output, counts, local.rank)
     sums = _host_sums(local, kernels, job, counts)
     _add_hosts(across, kernels, replace(job, output=mine), sums, transport.size, segment_bytes)
     whole = replace(job, kind="all_gather", input=mine, counts=counts)
-    if "all_gather" in local.fused:
-        local.run(whole)
-    else:
-        ring.all_gather(local, kernels, whole, segment_bytes)
+    on_host(local, kernels, whole)
 
 
 @algorithm(
@@ -68,6 +66,7 @@ def all_reduce(
     supports=lambda transport: transport.across is not None,
     needs=NEEDS,
     by_host=True,
+    opens=True,
 )
 def small_all_reduce(transport: Transport, kernels: Kernels, job: Job) -> None:
     """Reduce on h hosts in ⌈log₂ h⌉ steps between hosts; the same bits as `hierarchical`.
@@ -78,25 +77,43 @@ def small_all_reduce(transport: Transport, kernels: Kernels, job: Job) -> None:
 
     Each rank sends (h−1)·S bytes of S to other hosts, as partial sums.
     """
-    local, across = _levels(transport)
-    sums, op = _as_partials(kernels, job, copy=True)
+    local, across = levels(transport)
+    sums, op = as_partials(kernels, job, copy=True)
     host = Job("all_reduce", sums.dtype, sums, sums, op=op, fingerprint=job.fingerprint)
-    if "all_reduce" in local.fused:
-        local.run(host)
-    else:
-        gather.all_reduce(local, kernels, host)
+    on_host(local, kernels, host)
     rows = gather.gather_rows(across, kernels, sums)
-    kernels.reduce(list(rows), sums.bytes, sums.dtype, _plain(op))
+    kernels.reduce(list(rows), sums.bytes, sums.dtype, plain(op))
     kernels.finish(sums.bytes, job.output.bytes, job.dtype, job.op, transport.size)
 
 
-def _levels(transport: Transport) -> tuple[Transport, Transport]:
+_BY_MESSAGES: dict[str, Run] = {
+    "all_reduce": gather.all_reduce,
+    "all_gather": ring.all_gather,
+    "broadcast": recursive.broadcast,
+    "reduce_scatter": pairwise.reduce_scatter,
+}
+
+
+def on_host(local: Transport, kernels: Kernels, job: Job) -> None:
+    """Do `job` among the ranks of a host: in shared memory, if they have some."""
+    if job.kind in local.fused:
+        local.run(job)
+    else:
+        _BY_MESSAGES[job.kind](local, kernels, job)
+
+
+def levels(transport: Transport) -> tuple[Transport, Transport]:
+    """Return the ranks on this one's host, and its counterparts.
+
+    Raises:
+        ArgumentError: there are none.
+    """
     if transport.local is None or transport.across is None:
         raise ArgumentError(f"rank {transport.rank} of {transport.size}: this needs {NEEDS}")
     return transport.local, transport.across
 
 
-def _part(whole: View, counts: tuple[int, ...], number: int) -> View:
+def part(whole: View, counts: tuple[int, ...], number: int) -> View:
     """Return part `number` of `whole`, whose parts have `counts` elements."""
     start, item = sum(counts[:number]), whole.dtype.itemsize
     stop = start + counts[number]
@@ -104,31 +121,28 @@ def _part(whole: View, counts: tuple[int, ...], number: int) -> View:
     return View(memory, whole.dtype, counts[number], whole.address + start * item)
 
 
-def _plain(op: ReduceOp) -> ReduceOp:
+def plain(op: ReduceOp) -> ReduceOp:
     """Return the operation that adds partial results: no factor any more, and no division yet."""
     return SUM if op.name in ("avg", "premul_sum") else op
 
 
-def _as_partials(kernels: Kernels, job: Job, copy: bool = False) -> tuple[View, ReduceOp]:
+def as_partials(kernels: Kernels, job: Job, copy: bool = False) -> tuple[View, ReduceOp]:
     """Return the input in the type of partial sums, with the operation that adds it to others'."""
     partial = job.dtype.partial
     if partial == job.dtype and not copy:
-        return job.input, job.op if job.op.name == "premul_sum" else _plain(job.op)
+        return job.input, job.op if job.op.name == "premul_sum" else plain(job.op)
     wide = empty((job.input.count,), partial, as_tensor=False)
     kernels.widen(job.input.bytes, wide.bytes, job.dtype, job.op)
-    return wide, _plain(job.op)
+    return wide, plain(job.op)
 
 
 def _host_sums(local: Transport, kernels: Kernels, job: Job, counts: tuple[int, ...]) -> View:
     """Return this rank's chunk of the sum over its host, as partial sums."""
-    source, op = _as_partials(kernels, job)
+    source, op = as_partials(kernels, job)
     sums = empty((counts[local.rank],), source.dtype, as_tensor=False)
     within = Job("reduce_scatter", source.dtype, source, sums, counts, op)
     within.fingerprint = job.fingerprint
-    if "reduce_scatter" in local.fused:
-        local.run(within)
-    else:
-        pairwise.reduce_scatter(local, kernels, within)
+    on_host(local, kernels, within)
     return sums
 
 
@@ -137,8 +151,8 @@ def _add_hosts(
 ) -> None:
     """Add every host's `sums`, of `inputs` ranks in all, and round the result into job.output."""
     counts = chunk_counts(sums.count, across.size)
-    piece, rounded = (_part(v, counts, across.rank) for v in (sums, job.output))
-    added = Job("reduce_scatter", sums.dtype, sums, piece, counts, _plain(job.op))
+    piece, rounded = (part(v, counts, across.rank) for v in (sums, job.output))
+    added = Job("reduce_scatter", sums.dtype, sums, piece, counts, plain(job.op))
     pairwise.reduce_scatter(across, kernels, added, segment_bytes)
     kernels.finish(piece.bytes, rounded.bytes, job.dtype, job.op, inputs)
     chunk = replace(job, kind="all_gather", input=rounded, counts=counts)

@@ -31,6 +31,8 @@ class Algorithm:
         needs: what a transport must have to be supported, for error messages.
         by_host: steps and wire_bytes also take the number of hosts, and count messages between
             hosts, and operations within one.
+        opens: its first step is an operation among the ranks of a host that carries the job's
+            fingerprint and leaves all memory of the caller as it is.
         run: the algorithm itself.
     """
 
@@ -42,6 +44,7 @@ class Algorithm:
     supports: Callable[[Transport], bool]
     needs: str
     by_host: bool
+    opens: bool
     run: Run
 
     def cost(self, transport: Transport, nbytes: int) -> tuple[float, float]:
@@ -64,12 +67,13 @@ def algorithm(
     supports: Callable[[Transport], bool] = lambda transport: True,
     needs: str = "",
     by_host: bool = False,
+    opens: bool = False,
 ) -> Callable[[F], F]:
     """Register the decorated function `(transport, kernels, job)` as an algorithm."""
 
     def register(run: F) -> F:
         _ALGORITHMS[kind, name] = Algorithm(
-            kind, name, order, steps, wire_bytes, supports, needs, by_host, run
+            kind, name, order, steps, wire_bytes, supports, needs, by_host, opens, run
         )
         return run
 

@@ -37,6 +37,8 @@ class Transport(ABC):
     """The ranks on this one's host; None unless all of several hosts have as many, and over one."""
     across: Transport | None = None
     """The counterparts: the ranks with this one's number in `local`, one a host; None likewise."""
+    ranks_by_host: Sequence[Sequence[int]] = ()
+    """Where there are counterparts, the ranks of every host; hosts by their first rank."""
 
     @abstractmethod
     def isend(self, data: np.ndarray, peer: int) -> Request:
@@ -59,6 +61,11 @@ class Transport(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no fused {job.kind}")
 
 
+def group(hosts: Sequence[Hashable]) -> list[list[int]]:
+    """Return the ranks of every host, hosts by their first rank; rank r is on hosts[r]."""
+    return [[r for r, h in enumerate(hosts) if h == host] for host in dict.fromkeys(hosts)]
+
+
 def counterparts(hosts: Sequence[Hashable], rank: int) -> tuple[list[int], list[int]] | None:
     """Return the node-mates of `rank`, and the ranks with its number among theirs, one a host.
 
@@ -69,8 +76,8 @@ def counterparts(hosts: Sequence[Hashable], rank: int) -> tuple[list[int], list[
     Returns:
         None unless there are several hosts with the same number of ranks, more than one.
     """
-    groups = [[r for r, h in enumerate(hosts) if h == host] for host in dict.fromkeys(hosts)]
+    groups = group(hosts)
     if len(groups) == 1 or len({len(group) for group in groups}) > 1 or len(groups[0]) == 1:
         return None
-    mates = next(group for group in groups if rank in group)
-    return mates, [group[mates.index(rank)] for group in groups]
+    mates = next(ranks for ranks in groups if rank in ranks)
+    return mates, [ranks[mates.index(rank)] for ranks in groups]

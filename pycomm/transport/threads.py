@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from pycomm.errors import ArgumentError, CommError, CommTimeoutError, DepartedError, MismatchError
-from pycomm.transport.base import Request, Transport, counterparts
+from pycomm.transport.base import Request, Transport, counterparts, group
 
 T = TypeVar("T")
 
@@ -155,6 +155,7 @@ class ThreadTransport(Transport):
         """Pretend that rank r is on hosts[r]."""
         if levels := counterparts(hosts, self.rank) if hosts else None:
             self.local, self.across = (Group(self, ranks) for ranks in levels)
+            self.ranks_by_host = group(hosts)
 
     def isend(self, data: np.ndarray, peer: int) -> Request:
         """Start to send `data` to `peer`, which takes the bytes from it as late as it can."""

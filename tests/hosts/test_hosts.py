@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -49,18 +50,22 @@ def sent_by(operation):
 
 
 def run(
-    number: int, ranks: int, program: str, comm_timeout: float = 20
+    number: int,
+    ranks: int,
+    program: str,
+    comm_timeout: float = 20,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program that has `comm` on so many hosts with so many ranks each."""
     require()
     start = START.replace("timeout=20", f"timeout={comm_timeout}")
     with hosts(number) as network:
-        return network.mpirun(ranks, "-c", start + textwrap.dedent(program), timeout=30)
+        return network.mpirun(ranks, "-c", start + textwrap.dedent(program), timeout=30, env=env)
 
 
-def told(number: int, ranks: int, program: str) -> list[list]:
+def told(number: int, ranks: int, program: str, env: Mapping[str, str] | None = None) -> list[list]:
     """Run a program that must succeed; return what its `tell`s gathered, a list of ranks each."""
-    result = run(number, ranks, program)
+    result = run(number, ranks, program, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -110,6 +115,8 @@ def test_sums_of_hosts_are_added_in_the_documented_orders():
             for order, total in orders.items():
                 got = comm.all_reduce(x[rank].copy(), order=order)
                 assert got.tobytes() == total.tobytes(), (count, order)
+            got = comm.reduce_scatter(np.tile(x[rank], (n, 1)))
+            assert got.tobytes() == orders[None].tobytes(), count
             same = [comm.all_reduce(x[rank].copy(), algorithm=a).tobytes()
                     for a in ("ring", "ring_gather")]
             assert same[0] == same[1]
@@ -141,6 +148,49 @@ def test_a_host_sends_no_more_bytes_than_the_algorithm_needs(
     """
     for sent in told(number, ranks, program)[0]:
         assert share <= sent < 1.05 * share
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("kind", "x", "share"),
+    [
+        ("reduce_scatter", "x", lambda h: (h - 1) / h),
+        ("all_gather", "x[0]", lambda h: (h - 1) / h),
+        ("broadcast", "x", lambda h: (h - 1).bit_length()),
+    ],
+)
+def test_a_host_sends_no_more_than_other_hosts_need(number, ranks, kind, x, share):
+    """Of a broadcast that is the root's host; and it is what large calls do by themselves."""
+    program = f"""
+        x = np.ones((n, 1_000_000), np.float32)
+        assert "hierarchical (cheapest" in comm.explain({kind!r}, x.nbytes)
+        tell(sent_by(lambda: comm.{kind}({x})) / x.nbytes)
+    """
+    sent = max(told(number, ranks, program)[0])
+    assert share(number) <= sent < 1.05 * share(number)
+
+
+@pytest.mark.parametrize("others", [(0,), (3,), (0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("shared", ["1", "0"])
+def test_whoever_calls_something_else_all_ranks_say_so(others, shared):
+    """One rank, a host, counterparts: and what a hierarchical call checks in its first step."""
+    program = f"""
+        calls = [("all_reduce", 10), ("all_reduce", 1 << 18), ("all_reduce", 1 << 18, "pairwise"),
+                 ("reduce_scatter", 1 << 18), ("all_gather", 1 << 18)]
+        pairs = [(a, b) for a in calls for b in calls if a != b]
+        groups = [comm.split(0) for _ in pairs]
+        for (a, b), group in zip(pairs, groups):
+            kind, count, *name = a if rank in {others} else b
+            x = np.full((4, count // 4), rank)
+            try:
+                getattr(group, kind)(x, algorithm=name[0] if name else None)
+                assert False, (a, b)
+            except pycomm.MismatchError as error:
+                assert all(f"rank {{r}}: " in str(error) for r in range(n))
+            assert (x == rank).all()
+        tell(len(pairs))
+    """
+    assert told(2, 2, program, {"PYCOMM_SHARED_MEMORY": shared}) == [[20] * 4]
 
 
 def test_different_calls_raise_on_all_hosts_and_name_both():
