@@ -209,8 +209,8 @@ void bind_port(nb::module_& m) {
           },
           "watchdog"_a, "processes"_a, nb::keep_alive<1, 2>(),
           "Do nothing any more once one of the communicator's processes has died.")
-      .def("send", &send, "x"_a, "dst"_a, "tag"_a)
-      .def("recv", &recv, "src"_a, "tag"_a, "out"_a.none(), "keep"_a)
+      .def("send", &send, "x"_a.none(), "dst"_a.none(), "tag"_a.none())
+      .def("recv", &recv, "src"_a.none(), "tag"_a.none(), "out"_a.none(), "keep"_a)
       .def_prop_ro("counts", [](Port& p) {
         return nb::make_tuple(p.bytes, double(p.busy_ns) * 1e-9, double(p.waited_ns) * 1e-9);
       });

@@ -150,13 +150,19 @@ void Mailbox::keep(const Envelope& envelope, Origin origin) {
   if (origin.data) {
     memory = message_memory(envelope.bytes);
     std::memcpy(memory.get(), origin.data, envelope.bytes);
-  } else if (origin.block && (origin.from->untaken >= kMostUntaken ||
-                              origin.from->untaken_bytes + envelope.bytes > kMostUntakenBytes)) {
+  } else if (origin.block && too_many_untaken(origin, envelope)) {
     memory = take_alone(envelope, origin);
   }
   if (memory) origin.data = static_cast<char*>(memory.get()), origin.block = nullptr;
   count_untaken(origin, envelope, 1);
   arrived_.push_back({origin, envelope, std::move(memory)});
+}
+
+bool Mailbox::too_many_untaken(const Origin& origin, const Envelope& envelope) {
+  const Mate& mate = *origin.from;
+  const bool in_slot = origin.block->now() == Stage::filled;
+  return mate.untaken >= kMostUntaken ||
+         (in_slot && mate.untaken && mate.untaken_bytes + envelope.bytes > kMostUntakenBytes);
 }
 
 // Null if it has to stay: then it fails, or is taken, when somebody wants it.

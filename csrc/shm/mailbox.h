@@ -91,6 +91,7 @@ class Mailbox {
   void flush(Mate&);
   void keep(const Envelope&, Origin);
   static std::shared_ptr<void> take_alone(const Envelope&, const Origin&);
+  static bool too_many_untaken(const Origin&, const Envelope&);
   static void count_untaken(const Origin&, const Envelope&, int more);
   std::shared_ptr<Receive> arrive(const Envelope&, Origin);
   void take_over(const std::shared_ptr<Receive>&, const Envelope&, const Origin&);

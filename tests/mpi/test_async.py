@@ -20,6 +20,11 @@ def total(comm):
     return comm.size * (comm.size + 1) // 2
 
 
+def needs_shared_memory(comm):
+    if len(comm.world.mailbox.mates) < comm.size:
+        pytest.skip("over MPI a thread of Python runs what is asynchronous")
+
+
 def test_many_operations_on_several_communicators_in_a_different_order_on_every_rank(comm):
     others = [comm.split(0) for _ in range(3)]
     counts = [1, 100, 40_000, 5, 300_000, 1]
@@ -42,6 +47,7 @@ def test_many_operations_on_several_communicators_in_a_different_order_on_every_
 @pytest.mark.parametrize("count", [10, 1_000_000])
 def test_a_thread_that_keeps_the_interpreter_does_not_stop_progress(comm, count):
     """Of rank 0 nothing but its arrays is looked at until the result is there."""
+    needs_shared_memory(comm)
     x = np.full(count, comm.rank + 1)
     before = sys.getswitchinterval()
     if comm.rank > 0:
@@ -143,7 +149,7 @@ def test_ranks_that_make_different_calls_are_told_at_once_and_through_the_work(c
         assert work.done() and work.exception() is caught.value
     for rank, line in enumerate(str(caught.value).splitlines()[1 : comm.size + 1]):
         call = rf"all_reduce\(op='sum', float64, elements={4 if rank == 0 else 8}"
-        assert re.fullmatch(rf"  rank {rank}: {call}, algorithm='direct'\) at .*\.py:\d+", line)
+        assert re.fullmatch(rf"  rank {rank}: {call}, algorithm='\w+'\) at .*\.py:\d+", line)
     assert (x == 1).all()
     for async_op in (False, True):
         with pytest.raises(pycomm.CommError, match="failed before"):
@@ -185,6 +191,7 @@ def test_arrays_live_as_long_as_the_operation_also_when_nobody_else_wants_them(c
 
 
 def test_a_work_that_was_waited_for_keeps_only_its_result(comm):
+    needs_shared_memory(comm)
     x, y = np.ones(comm.size), np.zeros(1)
     given = sys.getrefcount(x)
     work = comm.reduce_scatter(x, out=y, async_op=True)

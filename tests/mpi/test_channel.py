@@ -59,7 +59,7 @@ def test_a_pair_that_comes_at_any_time(comm):
 
 
 def test_a_sender_does_not_wait_for_a_receiver_that_comes_late(comm):
-    if comm.size == 1 or len(comm._world.mailbox.mates) == 1:
+    if comm.size == 1 or len(comm.world.mailbox.mates) == 1:
         pytest.skip("needs a peer that shares memory")
     if comm.rank == 0:
         x = pattern(LARGE, 0)
@@ -208,3 +208,55 @@ def test_stats_count_messages_of_every_way(comm):
     sent = spent.bytes_sent - start.bytes_sent
     assert sent in (LARGE + 10, LARGE + 17)
     assert spent.busy_s > start.busy_s
+
+
+def test_large_messages_in_the_opposite_order_of_their_tags(comm):
+    """More than there are blocks: what nobody has asked for yet does not stop the others."""
+    after, before = ring(comm)
+    sends = [comm.isend(pattern(100_000, comm.rank, k), after, k) for k in range(100)]
+    for k in reversed(range(100)):
+        assert (comm.recv(before, k) == pattern(100_000, before, k)).all()
+    for work in sends:
+        work.wait()
+
+
+def test_what_nobody_received_goes_with_its_communicator(comm):
+    """Also what comes after the receiver has closed it; more of it than there are blocks."""
+    after, before = ring(comm)
+    for _ in range(70):
+        other = comm.split(0)
+        late = other.isend(pattern(100_000, comm.rank), after)
+        comm.barrier()
+        other.close()
+        del late
+    comm.barrier()
+    work = comm.isend(pattern(LARGE, comm.rank), after, 5)
+    assert (comm.recv(before, 5) == pattern(LARGE, before)).all()
+    work.wait()
+
+
+def test_a_send_that_nobody_will_receive_says_so(comm):
+    if comm.size == 1 or len(comm.world.mailbox.mates) == 1:
+        pytest.skip("needs a peer that shares memory")
+    other = comm.split(0)
+    if comm.rank == 1:
+        comm.recv(0, 6)
+        other.close()
+    if comm.rank == 0:
+        work = other.isend(np.zeros(40_000_000), 1)  # too large for a slot
+        comm.send(np.zeros(1), 1, 6)
+        with pytest.raises(pycomm.CommError, match="rank 1 has left"):
+            work.wait()
+        assert work.done() and isinstance(work.exception(), pycomm.DepartedError)
+        with pytest.raises(pycomm.CommError, match="failed before"):
+            other.isend(np.zeros(1), 1)
+    comm.barrier()
+    other.close()
+
+
+@pytest.mark.parametrize("tag", ["a", 1.5, None, 2**63])
+def test_a_tag_that_is_no_integer(comm, tag):
+    with pytest.raises(pycomm.CommError, match="is not an integer of 64 bits"):
+        comm.isend(np.zeros(1), comm.rank, tag)
+    with pytest.raises(pycomm.CommError, match="is not an integer of 64 bits"):
+        comm.recv(comm.rank, tag)
