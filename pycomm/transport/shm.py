@@ -23,6 +23,7 @@ from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
 from pycomm.transport.job import Job, traffic_bytes
 from pycomm.transport.sharing import Exchange, share
+from pycomm.transport.sockets import socket_of
 
 _logger = logging.getLogger("pycomm")
 
@@ -118,9 +119,11 @@ class SharedMemory(Transport):
             cores: those that asynchronous operations may run on; none for the process's own.
         """
         rank, size = messages.rank, messages.size
+        grouped = size > Board.MOST_WITHOUT_GROUPS
+        sockets = exchange(socket_of(os.sched_getaffinity(0))) if grouped else []
         board = share(
-            lambda: Board.create(rank, size, crowded, timeout),
-            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, crowded, timeout),
+            lambda: Board.create(rank, size, crowded, timeout, sockets),
+            lambda *where: Board.open(*where, rank, size, crowded, timeout, sockets),
             exchange,
             0 if rank > 0 else None,
         )

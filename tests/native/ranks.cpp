@@ -16,8 +16,9 @@ void Rank::dawdle() {
 
 void play_ranks(const Group& group, const std::function<void(Rank&)>& play) {
   const auto segment = shm::Segment::create(shm::Board::bytes(group.size));
+  const auto groups = group.groups.value_or(shm::groups_of(group.size, {}));
   auto thread = [&](int r) {
-    shm::Board board(segment.alias(), r, group.size, group.crowded, group.timeout_s);
+    shm::Board board(segment.alias(), r, group.size, group.crowded, group.timeout_s, groups);
     shm::Idle idle;
     Rank rank{board, idle, Random(group.seed), Random(group.seed, r + 1)};
     try {
