@@ -18,7 +18,7 @@ void bind_board(nb::module_& m) {
           "create",
           [](int rank, int size, bool crowded, double timeout, const std::vector<int>& sockets) {
             return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded, timeout,
-                             shm::groups_of(size, sockets));
+                             shm::groups_of(size, crowded, sockets));
           },
           nb::rv_policy::take_ownership)
       .def_static(
@@ -26,7 +26,7 @@ void bind_board(nb::module_& m) {
           [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout,
              const std::vector<int>& sockets) {
             return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout,
-                             shm::groups_of(size, sockets));
+                             shm::groups_of(size, crowded, sockets));
           },
           nb::rv_policy::take_ownership)
       .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })
@@ -82,7 +82,6 @@ void bind_board(nb::module_& m) {
                shm::reduce_scatter(b, fingerprint, at<void>(in), at<void>(out), o.data(), r, idle);
              }};
            });
-  board.attr("MOST_WITHOUT_GROUPS") = shm::kMostWithoutGroups;
   bind_quick(m, board);
 }
 

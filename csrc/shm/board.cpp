@@ -23,8 +23,8 @@ double seconds_since(Clock::time_point start) {
 
 size_t Board::bytes(int size) {
   const size_t node = 2 * sizeof(Line) + sizeof(Phase);
-  return size_t(size) * (2 * node + 2 * sizeof(Header) + sizeof(Presence) + sizeof(Note) +
-                         kStagingBytes) +
+  return size_t(size) *
+             (2 * node + 2 * sizeof(Header) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
          4096;
 }
 

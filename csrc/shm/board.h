@@ -202,7 +202,7 @@ class Board {
   Segment segment_;
   int rank_, size_, spins_;
   const Groups groups_;
-  std::optional<int> led_;              // the node of the group that this rank leads
+  std::optional<int> led_;                  // the node of the group that this rank leads
   std::vector<int> members_of_led_, read_;  // nodes: the others of that group; what everyone reads
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
   size_t small_bytes_;

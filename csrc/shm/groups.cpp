@@ -7,6 +7,7 @@
 namespace pycomm::shm {
 namespace {
 
+constexpr int kMostWithoutGroups = 16;
 constexpr size_t kMostMembers = 8;
 
 void cut(const std::vector<int>& ranks, Groups& groups) {
@@ -18,11 +19,11 @@ void cut(const std::vector<int>& ranks, Groups& groups) {
 
 }  // namespace
 
-Groups groups_of(int size, const std::vector<int>& sockets) {
+Groups groups_of(int size, bool crowded, const std::vector<int>& sockets) {
   Groups groups;
-  if (size <= kMostWithoutGroups) return groups;
   if (!sockets.empty() && sockets.size() != size_t(size))
     throw std::invalid_argument("sockets need one entry for each rank");
+  if (crowded || size <= kMostWithoutGroups) return groups;
   auto socket = [&](int rank) { return sockets.empty() ? 0 : sockets[size_t(rank)]; };
   std::vector<int> known;
   for (int first = 0; first < size; first++) {

@@ -250,11 +250,12 @@ void in_groups(const Settings& settings) {
 }
 
 void expect_groups(int size, const std::vector<int>& sockets, const shm::Groups& groups) {
-  expect(shm::groups_of(size, sockets) == groups, "groups of " + std::to_string(size));
+  expect(shm::groups_of(size, false, sockets) == groups, "groups of " + std::to_string(size));
 }
 
 void of_sockets(const Settings&) {
   expect_groups(16, {}, {});
+  expect(shm::groups_of(17, true, {}).empty(), "groups of ranks that share cores");
   expect_groups(17, {}, {{0, 1, 2, 3, 4}, {5, 6, 7, 8, 9, 10}, {11, 12, 13, 14, 15, 16}});
   std::vector<int> alternating;
   for (int r = 0; r < 18; r++) alternating.push_back(r % 2 ? 7 : -1);

@@ -17,7 +17,7 @@ void play_watched(int size, const std::function<void(Rank&, Rank&, shm::Waits&)>
   const auto second = shm::Segment::create(shm::Board::bytes(size));
   play_ranks({size, true, 20}, [&](Rank& rank) {
     shm::Waits waits(table.alias(), rank.me(), size);
-    shm::Board board(second.alias(), rank.me(), size, true, 20, shm::groups_of(size, {}));
+    shm::Board board(second.alias(), rank.me(), size, true, 20, shm::groups_of(size, false, {}));
     std::vector<int> processes;
     for (int r = 0; r < size; r++) processes.push_back(r);
     rank.board.watch(&waits, processes);
