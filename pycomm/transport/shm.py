@@ -123,7 +123,7 @@ class SharedMemory(Transport):
         about = crowded, timeout, list(sockets)
         board = share(
             lambda: Board.create(rank, size, *about),
-            lambda *where: Board.open(*where, rank, size, *about),
+            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, *about),
             exchange,
             0 if rank > 0 else None,
         )
