@@ -241,7 +241,7 @@ void on_one_board(const Settings& settings) {
 
 // With those of made-up sockets, too: in blocks, in turn, and one rank by itself.
 void in_groups(const Settings& settings) {
-  const int steps = settings.steps / 30;
+  const int steps = settings.steps / 50;
   for (int size : {17, 20, 33})
     play_ranks({size, true, 60, settings.seed}, [&](Rank& rank) { random_steps(rank, steps); });
   for (const auto& groups : {shm::Groups{{0, 1}, {2, 3}}, {{0, 2}, {1, 3}}, {{0}, {1, 2, 3}}})
