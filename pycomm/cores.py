@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -15,10 +16,11 @@ def are_crowded(affinities: Sequence[Collection[int]]) -> bool:
     Args:
         affinities: the cores that each of the processes may use.
     """
-    every = set().union(*affinities)
+    processes = Counter(map(frozenset, affinities))
+    every = frozenset[int]().union(*processes)
     return any(
-        sum(cores.issuperset(other) for other in affinities) > len(cores)
-        for cores in [every, *map(set, affinities)]
+        sum(count for other, count in processes.items() if other <= cores) > len(cores)
+        for cores in {every, *processes}
     )
 
 
