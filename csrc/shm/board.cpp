@@ -75,6 +75,17 @@ void Board::depart() {
   presence_[rank_].departed.store(1, std::memory_order_release);
 }
 
+template <Board::CounterOf of>
+inline void Board::await_all(const std::vector<int>& nodes, uint64_t target, Idle& idle) {
+  const int spins = idle.background ? std::min(spins_, kBackgroundSpins) : spins_;
+  for (int node : nodes) {
+    const Counter& counter = (this->*of)(node);
+    int looks = 0;
+    while (looks < spins && !counter.reached(target)) pause(), looks++;
+    if (looks == spins) await_long(of, node, target, idle);
+  }
+}
+
 Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   if (failure_) std::rethrow_exception(failure_);
   sequence_++;
@@ -82,15 +93,17 @@ Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   std::ranges::copy(call.header, headers_[2 * rank_ + sequence_ % 2].words);
   const bool reads = call.remote && can_read_peers();
   offer(call, data, bytes, reads);
-  mine.common = Common::of(call.fingerprint, call.detail, mine.offer, reads);
+  Common all = Common::of(call.fingerprint, call.detail, mine.offer, reads);
+  mine.common = all;
   mine.epoch.publish(sequence_);
-  await_all(members_of_led_, &Board::opened, sequence_, idle);
+  await_all<&Board::opened>(members_of_led_, sequence_, idle);
   if (led_) {
-    line(*led_).common = common(members_of_led_);
+    for (int node : members_of_led_) all.add(line(node).common);
+    line(*led_).common = all;
     line(*led_).epoch.publish(sequence_);
   }
-  await_all(read_, &Board::opened, sequence_, idle);
-  const Common all = common(read_);
+  await_all<&Board::opened>(read_, sequence_, idle);
+  for (int node : read_) all.add(line(node).common);
   if (!all.alike) fail(Mismatch{});
   return all.path();
 }
@@ -146,13 +159,6 @@ bool Board::can_read_peers() {
   return *reads_;
 }
 
-// Of this rank and some nodes.
-Common Board::common(const std::vector<int>& nodes) {
-  Common all = line(rank_).common;
-  for (int node : nodes) all.add(line(node).common);
-  return all;
-}
-
 char* Board::source(int r) {
   switch (line(r).offer) {
     case Offer::line:
@@ -193,24 +199,9 @@ char* Board::slab_memory(int r) {
 
 void Board::barrier(Idle& idle) {
   phases_[rank_].passed.publish(++phase_);
-  await_all(members_of_led_, &Board::passed, phase_, idle);
+  await_all<&Board::passed>(members_of_led_, phase_, idle);
   if (led_) phases_[*led_].passed.publish(phase_);
-  await_all(read_, &Board::passed, phase_, idle);
-}
-
-inline void Board::await_all(const std::vector<int>& nodes, CounterOf of, uint64_t target,
-                             Idle& idle) {
-  for (int node : nodes) await(of, node, target, idle);
-}
-
-inline void Board::await(CounterOf of, int node, uint64_t target, Idle& idle) {
-  const Counter& counter = (this->*of)(node);
-  const int spins = idle.background ? std::min(spins_, kBackgroundSpins) : spins_;
-  for (int i = 0; i < spins; i++) {
-    if (counter.reached(target)) return;
-    pause();
-  }
-  await_long(of, node, target, idle);
+  await_all<&Board::passed>(read_, phase_, idle);
 }
 
 // Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.

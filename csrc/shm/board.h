@@ -191,9 +191,8 @@ class Board {
   template <class Failed>
   [[noreturn]] void fail(Failed);
   void find_nodes();
-  Common common(const std::vector<int>& nodes);
-  void await_all(const std::vector<int>& nodes, CounterOf, uint64_t target, Idle&);
-  void await(CounterOf, int node, uint64_t target, Idle&);
+  template <CounterOf of>
+  void await_all(const std::vector<int>& nodes, uint64_t target, Idle&);
   void await_long(CounterOf, int node, uint64_t target, Idle&);
   int missing(CounterOf, int node, uint64_t target);
   bool member_died() const;
