@@ -16,15 +16,17 @@ void bind_board(nb::module_& m) {
   board
       .def_static(
           "create",
-          [](int rank, int size, bool crowded, double timeout) {
-            return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded,
-                             timeout);
+          [](int rank, int size, bool crowded, double timeout, const std::vector<int>& sockets) {
+            return new Board(shm::Segment::create(Board::bytes(size)), rank, size, crowded, timeout,
+                             shm::groups_of(size, crowded, sockets));
           },
           nb::rv_policy::take_ownership)
       .def_static(
           "open",
-          [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout) {
-            return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout);
+          [](int pid, int fd, uint64_t nonce, int rank, int size, bool crowded, double timeout,
+             const std::vector<int>& sockets) {
+            return new Board(shm::Segment::open(pid, fd, nonce), rank, size, crowded, timeout,
+                             shm::groups_of(size, crowded, sockets));
           },
           nb::rv_policy::take_ownership)
       .def_prop_ro("fd", [](Board& b) { return b.segment().fd(); })

@@ -112,6 +112,7 @@ class Links:
             messages,
             lambda o: [row for rank, row in enumerate(exchange(o)) if rank in ranks],
             known.crowded(),
+            [known.sockets[self._processes[rank]] for rank in ranks],
             self._world.timeout,
             self._stats,
             self._peers,

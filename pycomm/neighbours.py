@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pycomm import _native
 from pycomm._native import Waits, Watchdog
+from pycomm.cores import are_crowded, socket_of
 from pycomm.errors import DeadlockError, RankFailedError
 from pycomm.observe import stacks
 from pycomm.transport.sharing import Exchange, host_identity, share
@@ -21,6 +22,7 @@ class Neighbours:
     Attributes:
         job: its name: start, host and system number of its first process.
         hosts: equal for two processes that can share memory.
+        sockets: the socket of each on its host, as socket_of says.
         waits: the table of who waits for whom on this host; None if memory cannot be shared.
         watchdog: the table of who died, and the thread that fills it; None likewise.
 
@@ -45,9 +47,14 @@ class Neighbours:
         name, boot, space = host_identity()
         host = (name, boot, space if shared_memory else process)
         now = time.strftime("%Y%m%d-%H%M%S")
-        rows = exchange((host, os.getpid(), stacks.write_on_signal(), now))
+        cores = os.sched_getaffinity(0)
+        rows = exchange(
+            (host, os.getpid(), stacks.write_on_signal(), now, sorted(cores), socket_of(cores))
+        )
         self.hosts = [row[0] for row in rows]
         self._where = [row[1:3] for row in rows]
+        self._cores = [row[4] for row in rows]
+        self.sockets = [row[5] for row in rows]
         self.job = f"{rows[0][3]}-{self.hosts[0][0]}-{rows[0][1]}"
         self.process = process
         self._failed = failed
@@ -112,8 +119,8 @@ class Neighbours:
         return len({self.hosts[process][0] for process in processes})
 
     def crowded(self) -> bool:
-        """Say whether this host has more ranks than this process may use cores."""
-        return len(self.mates()) > len(os.sched_getaffinity(0))
+        """Say whether ranks of this host share cores; all of them get the same answer."""
+        return are_crowded([self._cores[process] for process in self.mates()])
 
     def spare_cores(self) -> list[int]:
         """Return the cores that the launcher may use, if they are more than the ranks on this host.

@@ -22,34 +22,50 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 size_t Board::bytes(int size) {
-  return size_t(size) * (2 * sizeof(Line) + 2 * sizeof(Header) + sizeof(Phase) + sizeof(Presence) +
-                         sizeof(Note) + kStagingBytes) +
+  const size_t node = 2 * sizeof(Line) + sizeof(Phase);
+  return size_t(size) *
+             (2 * node + 2 * sizeof(Header) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
          4096;
 }
 
-Board::Board(Segment segment, int rank, int size, bool crowded, double timeout)
+Board::Board(Segment segment, int rank, int size, bool crowded, double timeout, Groups groups)
     : segment_(std::move(segment)),
       rank_(rank),
       size_(size),
       spins_(crowded ? 20 : 4000),
+      groups_(std::move(groups)),
       small_bytes_(crowded ? kSmallBytes : kSmallBytes / 16),
       timeout_(timeout),
       probe_(segment_.nonce() + uint64_t(rank)),
       peer_slabs_(size) {
   char* at = segment_.data();
   auto place = [&](auto*& array, size_t count) {
+    static_assert(sizeof(*array) % 128 == 0, "what two ranks write shares no cache line");
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
     at += count * sizeof(*array);
   };
-  place(lines_, 2 * size);
+  const size_t nodes = size_t(size) + groups_.size();
+  place(lines_, 2 * nodes);
   place(headers_, 2 * size);
-  place(phases_, size);
+  place(phases_, nodes);
   place(presence_, size);
   place(notes_, size);
   staging_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + 4095) & ~uintptr_t(4095));
   presence_[rank].pid = getpid();
   presence_[rank].probe_at = reinterpret_cast<uintptr_t>(&probe_);
   presence_[rank].probe = probe_;
+  find_nodes();
+}
+
+void Board::find_nodes() {
+  for (int r = 0; r < size_ && groups_.empty(); r++)
+    if (r != rank_) read_.push_back(r);
+  for (size_t g = 0; g < groups_.size(); g++) {
+    read_.push_back(size_ + int(g));
+    if (groups_[g].front() != rank_) continue;
+    led_ = read_.back();
+    members_of_led_.assign(groups_[g].begin() + 1, groups_[g].end());
+  }
 }
 
 Board::~Board() { depart(); }
@@ -59,18 +75,37 @@ void Board::depart() {
   presence_[rank_].departed.store(1, std::memory_order_release);
 }
 
+template <Board::CounterOf of>
+inline void Board::await_all(const std::vector<int>& nodes, uint64_t target, Idle& idle) {
+  const int spins = idle.background ? std::min(spins_, kBackgroundSpins) : spins_;
+  for (int node : nodes) {
+    const Counter& counter = (this->*of)(node);
+    int looks = 0;
+    while (looks < spins && !counter.reached(target)) pause(), looks++;
+    if (looks == spins) await_long(of, node, target, idle);
+  }
+}
+
 Path Board::open(const Call& call, const void* data, size_t bytes, Idle& idle) {
   if (failure_) std::rethrow_exception(failure_);
   sequence_++;
   Line& mine = line(rank_);
-  mine.fingerprint = call.fingerprint;
-  mine.detail = call.detail;
   std::ranges::copy(call.header, headers_[2 * rank_ + sequence_ % 2].words);
-  offer(call, data, bytes);
+  const bool reads = call.remote && can_read_peers();
+  offer(call, data, bytes, reads);
+  Common all = Common::of(call.fingerprint, call.detail, mine.offer, reads);
+  mine.common = all;
   mine.epoch.publish(sequence_);
-  for (int r = 0; r < size_; r++)
-    if (r != rank_) await(line(r).epoch, sequence_, r, idle);
-  return agree();
+  await_all<&Board::opened>(members_of_led_, sequence_, idle);
+  if (led_) {
+    for (int node : members_of_led_) all.add(line(node).common);
+    line(*led_).common = all;
+    line(*led_).epoch.publish(sequence_);
+  }
+  await_all<&Board::opened>(read_, sequence_, idle);
+  for (int node : read_) all.add(line(node).common);
+  if (!all.alike) fail(Mismatch{});
+  return all.path();
 }
 
 template <class Failed>
@@ -80,10 +115,9 @@ void Board::fail(Failed failed) {
 }
 
 // Small data are copied before the line is published; large data are only pointed at.
-void Board::offer(const Call& call, const void* data, size_t bytes) {
+void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) {
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
-  mine.reads = call.remote && can_read_peers();
   if (!data && call.target && bytes >= kTargetBytes) {
     mine.place = Slabs::instance().find(call.target);
     if (mine.place.serial) mine.offer = Offer::target;
@@ -99,7 +133,7 @@ void Board::offer(const Call& call, const void* data, size_t bytes) {
                : bytes <= small_bytes_ ? Offer::staged
                                        : Offer::ordinary;
   if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
-  if (mine.offer == Offer::ordinary && mine.reads && worth_reading(data, bytes)) {
+  if (mine.offer == Offer::ordinary && reads && worth_reading(data, bytes)) {
     mine.offer = Offer::remote;
     mine.place.offset = reinterpret_cast<uintptr_t>(data);
   }
@@ -123,26 +157,6 @@ bool Board::can_read_peers() {
     }
   }
   return *reads_;
-}
-
-// From what all ranks offered, so that all come to the same conclusion.
-Path Board::agree() {
-  bool staged = true, in_place = true, remote = true;
-  uint64_t detail = 0;
-  for (int r = 0; r < size_; r++) {
-    if (line(r).fingerprint != line(rank_).fingerprint) fail(Mismatch{});
-    if (detail && line(r).detail && line(r).detail != detail) fail(Mismatch{});
-    detail |= line(r).detail;
-    const Offer o = line(r).offer;
-    const bool nothing = o == Offer::nothing || o == Offer::target;
-    staged = staged && (nothing || o == Offer::line || o == Offer::staged);
-    in_place = in_place && (nothing || o == Offer::slab);
-    remote = remote && line(r).reads && o != Offer::ordinary;
-  }
-  return staged     ? Path::staged
-         : in_place ? Path::in_place
-         : remote   ? Path::remote
-                    : Path::pipelined;
 }
 
 char* Board::source(int r) {
@@ -185,21 +199,14 @@ char* Board::slab_memory(int r) {
 
 void Board::barrier(Idle& idle) {
   phases_[rank_].passed.publish(++phase_);
-  for (int r = 0; r < size_; r++)
-    if (r != rank_) await(phases_[r].passed, phase_, r, idle);
-}
-
-inline void Board::await(Counter& counter, uint64_t target, int peer, Idle& idle) {
-  const int spins = idle.background ? std::min(spins_, kBackgroundSpins) : spins_;
-  for (int i = 0; i < spins; i++) {
-    if (counter.reached(target)) return;
-    pause();
-  }
-  await_long(counter, target, peer, idle);
+  await_all<&Board::passed>(members_of_led_, phase_, idle);
+  if (led_) phases_[*led_].passed.publish(phase_);
+  await_all<&Board::passed>(read_, phase_, idle);
 }
 
 // Yields for a while, so that a peer on this core can run; then sleeps, and looks up now and then.
-void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) {
+void Board::await_long(CounterOf of, int node, uint64_t target, Idle& idle) {
+  Counter& counter = (this->*of)(node);
   const auto start = Clock::now();
   const int yields = idle.background ? 0 : 50;
   for (int i = 0; i < yields && !counter.reached(target); i++) sched_yield();
@@ -212,6 +219,7 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
         counter.sleep(target, mailbox_ && mailbox_->is_pending() ? 200 : 5000);
         if (mailbox_) mailbox_->progress();
         const double waited_s = seconds_since(start);
+        const int peer = missing(of, node, target);
         check(counter, target, peer, waited_s, idle);
         if (!warned && waited_s > timeout_ / 2) idle.late(rank_, peer, waited_s), warned = true;
       }
@@ -222,6 +230,15 @@ void Board::await_long(Counter& counter, uint64_t target, int peer, Idle& idle) 
     if (waits_) waits_->end();
   }
   waited_ns_ += uint64_t(seconds_since(start) * 1e9);
+}
+
+// Whom a wait for a node is for: of a group, the first who has not come, or else its leader.
+int Board::missing(CounterOf of, int node, uint64_t target) {
+  if (node < size_) return node;
+  const auto& members = groups_[size_t(node - size_)];
+  const auto late =
+      std::ranges::find_if(members, [&](int r) { return !(this->*of)(r).reached(target); });
+  return late == members.end() ? members.front() : *late;
 }
 
 bool Board::member_died() const {

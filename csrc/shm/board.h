@@ -4,6 +4,7 @@
 // published by a Counter (release) that others acquire. Lines and small staging come in two:
 // operation k uses number k mod 2. A rank opens k+2 only after it has seen all lines of k+1, which
 // its peers publish when they are done with k: so nobody can still be reading what k+2 overwrites.
+// With groups it has seen lines by which leaders say that they have (release and acquire, twice).
 #pragma once
 
 #include <chrono>
@@ -21,6 +22,8 @@
 #include "shm/copy.h"
 #include "shm/counter.h"
 #include "shm/failure.h"
+#include "shm/groups.h"
+#include "shm/line.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
 #include "shm/waits.h"
@@ -46,27 +49,8 @@ struct Idle {
 // When the ordinary memory of other ranks may be read directly.
 enum class PeerReads { never, in_huge_pages, always };
 
-// How a rank offers its data in an opening.
-enum class Offer : uint32_t { nothing, target, line, staged, slab, remote, ordinary };
-
-// Tiny data lie in the first half, so that they are there with the one cache line that announces
-// them.
-struct alignas(128) Line {
-  Counter epoch;
-  uint64_t fingerprint;
-  uint64_t detail;
-  Offer offer;
-  bool reads;  // can read the ordinary memory of all others
-  static constexpr size_t kPayloadBytes = 88;
-  union {
-    Place place;                  // Offer::target, slab; remote: the address is its offset
-    char payload[kPayloadBytes];  // Offer::line
-  };
-};
-static_assert(sizeof(Line) == 128);
-
-// What a rank opens. All ranks must give the same fingerprint, and those that know the detail (not
-// 0) the same detail. `header` is for ranks that do not, see Board::header.
+// What a rank opens, see Common. `header` is for ranks that do not know the detail, see
+// Board::header.
 struct Call {
   Call(uint64_t fingerprint) : fingerprint(fingerprint) {}
   uint64_t fingerprint;
@@ -75,11 +59,6 @@ struct Call {
   bool remote = false;           // whether it can take Path::remote; the same on every rank
   const void* target = nullptr;  // without data: symmetric memory that others may write to
 };
-
-// What the opening found out: all data readable where `Board::source` says, in staging (no closing
-// is needed) or in place (barrier() before anyone returns); some of it in ordinary memory that can
-// be read (likewise, but by `Board::take` only); or to be moved through staging piece by piece.
-enum class Path { staged, in_place, remote, pipelined };
 
 class Board {
  public:
@@ -92,8 +71,9 @@ class Board {
 
   static size_t bytes(int size);
 
-  // `crowded`: more ranks than cores, so never spin long. `timeout` in seconds.
-  Board(Segment segment, int rank, int size, bool crowded, double timeout);
+  // `crowded`: more ranks than cores, so never spin long. `timeout` in seconds. `groups`: the same
+  // on all ranks; none for everyone to read all lines.
+  Board(Segment segment, int rank, int size, bool crowded, double timeout, Groups groups);
   ~Board();
 
   int rank() const { return rank_; }
@@ -195,24 +175,34 @@ class Board {
   };
   static constexpr size_t kStagingBytes = 2 * kSmallBytes + 4 * kSegmentBytes;
 
-  Line& line(int r) { return lines_[2 * r + sequence_ % 2]; }
+  // Nodes are ranks, and from `size` on groups, whose lines and phases are their leaders'.
+  using CounterOf = Counter& (Board::*)(int node);
+  Counter& opened(int node) { return line(node).epoch; }
+  Counter& passed(int node) { return phases_[node].passed; }
+
+  Line& line(int node) { return lines_[2 * node + sequence_ % 2]; }
   char* staging(int r) { return staging_ + size_t(r) * kStagingBytes; }
   char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
   char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
   char* slab_memory(int r);
-  void offer(const Call&, const void* data, size_t bytes);
+  void offer(const Call&, const void* data, size_t bytes, bool reads);
   bool worth_reading(const void* data, size_t bytes) const;
   bool can_read_peers();
   template <class Failed>
   [[noreturn]] void fail(Failed);
-  Path agree();
-  void await(Counter&, uint64_t target, int peer, Idle&);
-  void await_long(Counter&, uint64_t target, int peer, Idle&);
+  void find_nodes();
+  template <CounterOf of>
+  void await_all(const std::vector<int>& nodes, uint64_t target, Idle&);
+  void await_long(CounterOf, int node, uint64_t target, Idle&);
+  int missing(CounterOf, int node, uint64_t target);
   bool member_died() const;
   void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
   int rank_, size_, spins_;
+  const Groups groups_;
+  std::optional<int> led_;                  // the node of the group that this rank leads
+  std::vector<int> members_of_led_, read_;  // nodes: the others of that group; what everyone reads
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
   size_t small_bytes_;
   double timeout_;

@@ -97,6 +97,7 @@ class SharedMemory(Transport):
         messages: Transport,
         exchange: Exchange,
         crowded: bool,
+        sockets: Sequence[int],
         timeout: float,
         stats: Stats,
         peers: Reporter,
@@ -109,7 +110,8 @@ class SharedMemory(Transport):
         Args:
             messages: carries point-to-point messages, before and after.
             exchange: gathers one object of every rank, without a board.
-            crowded: whether this host has more ranks than cores.
+            crowded: whether ranks of this host share cores.
+            sockets: the socket of each rank; ranks with the same number may share one.
             timeout: seconds that an operation may wait for another rank.
             stats: where waiting is counted.
             peers: says where everyone is, for error messages.
@@ -118,9 +120,10 @@ class SharedMemory(Transport):
             cores: those that asynchronous operations may run on; none for the process's own.
         """
         rank, size = messages.rank, messages.size
+        about = crowded, timeout, list(sockets)
         board = share(
-            lambda: Board.create(rank, size, crowded, timeout),
-            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, crowded, timeout),
+            lambda: Board.create(rank, size, *about),
+            lambda pid, fd, nonce: Board.open(pid, fd, nonce, rank, size, *about),
             exchange,
             0 if rank > 0 else None,
         )

@@ -13,7 +13,7 @@ from pycomm.arrays import numpy_dtype
 from pycomm.types import DTYPES, DType, ReduceOp
 from tests.algorithms.reference import operations, random_inputs
 
-LIMITS = (0, 1, 88, 4096, 8192, 32 << 10, 128 << 10)
+LIMITS = (0, 1, 80, 4096, 8192, 32 << 10, 128 << 10)
 """Bytes around which paths change: a line, in place, copied whole, whole messages, pieces."""
 
 LONGEST = 4 << 20

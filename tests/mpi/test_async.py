@@ -216,6 +216,8 @@ def test_closing_finishes_what_is_under_way(comm):
 
 
 def test_a_communicator_that_is_dropped_ends_its_thread(comm):
+    needs_shared_memory(comm)
+
     def threads():
         with open("/proc/self/status") as file:
             return int(next(line for line in file if line.startswith("Threads:")).split()[1])

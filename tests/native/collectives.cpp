@@ -194,7 +194,7 @@ void gather(Operation& o, Random& random) {
 void scatter(Operation& o, Random& random) {
   const size_t bytes = some_bytes(random) / size_t(o.size), all = bytes * size_t(o.size);
   auto x = o.mine(o.me == o.root ? all : 0), out = o.buffer(bytes);
-  shm::scatter(o.board, o.fingerprint, x->data(), out->data(), bytes, o.root, o.idle);
+  shm::scatter(o.board, o.fingerprint, x->data(), {out->data(), bytes}, nullptr, o.root, o.idle);
   Bytes want;
   append(want, o.data(o.root, all), bytes * size_t(o.me), bytes * size_t(o.me + 1));
   o.compare("scatter", *out, want);
@@ -239,6 +239,30 @@ void on_one_board(const Settings& settings) {
                  [&](Rank& rank) { random_steps(rank, settings.steps); });
 }
 
+// With those of made-up sockets, too: in blocks, in turn, and one rank by itself.
+void in_groups(const Settings& settings) {
+  const int steps = settings.steps / 50;
+  for (int size : {17, 20, 33})
+    play_ranks({size, true, 60, settings.seed}, [&](Rank& rank) { random_steps(rank, steps); });
+  for (const auto& groups : {shm::Groups{{0, 1}, {2, 3}}, {{0, 2}, {1, 3}}, {{0}, {1, 2, 3}}})
+    play_ranks({4, true, 60, settings.seed, groups},
+               [&](Rank& rank) { random_steps(rank, settings.steps / 2); });
+}
+
+void expect_groups(int size, const std::vector<int>& sockets, const shm::Groups& groups) {
+  expect(shm::groups_of(size, false, sockets) == groups, "groups of " + std::to_string(size));
+}
+
+void of_sockets(const Settings&) {
+  expect_groups(16, {}, {});
+  expect(shm::groups_of(17, true, {}).empty(), "groups of ranks that share cores");
+  expect_groups(17, {}, {{0, 1, 2, 3, 4}, {5, 6, 7, 8, 9, 10}, {11, 12, 13, 14, 15, 16}});
+  std::vector<int> alternating;
+  for (int r = 0; r < 18; r++) alternating.push_back(r % 2 ? 7 : -1);
+  expect_groups(18, alternating,
+                {{0, 2, 4, 6}, {8, 10, 12, 14, 16}, {1, 3, 5, 7}, {9, 11, 13, 15, 17}});
+}
+
 // As communicators of one process have it: their slabs are shared.
 void on_several_boards(const Settings& settings) {
   std::vector<std::thread> groups;
@@ -249,7 +273,8 @@ void on_several_boards(const Settings& settings) {
   for (auto& group : groups) group.join();
 }
 
-const Scenario one("collectives", on_one_board), several("boards", on_several_boards);
+const Scenario one("collectives", on_one_board), several("boards", on_several_boards),
+    sockets("sockets", of_sockets), groups("groups", in_groups);
 
 }  // namespace
 }  // namespace pycomm::test

@@ -17,7 +17,7 @@ void play_watched(int size, const std::function<void(Rank&, Rank&, shm::Waits&)>
   const auto second = shm::Segment::create(shm::Board::bytes(size));
   play_ranks({size, true, 20}, [&](Rank& rank) {
     shm::Waits waits(table.alias(), rank.me(), size);
-    shm::Board board(second.alias(), rank.me(), size, true, 20);
+    shm::Board board(second.alias(), rank.me(), size, true, 20, shm::groups_of(size, false, {}));
     std::vector<int> processes;
     for (int r = 0; r < size; r++) processes.push_back(r);
     rank.board.watch(&waits, processes);
@@ -33,6 +33,19 @@ void opposite_order(Rank& first, Rank& second, shm::Waits&) {
   const auto deadlock = expect_failure<shm::Deadlock>(
       "opposite order", [&] { barrier(first.me() == 0 ? first : second); });
   for (int process : deadlock.cycle) expect(process == 0 || process == 1, "who is in the cycle");
+}
+
+// Those outside of the cycle hear that the last rank has left.
+void last_rank_elsewhere(Rank& first, Rank& second, shm::Waits&) {
+  const int last = first.size() - 1;
+  try {
+    barrier(first.me() == last ? first : second);
+    fail("a deadlock: nothing was thrown");
+  } catch (const shm::Deadlock& deadlock) {
+    for (int process : deadlock.cycle) expect(process == 0 || process == last, "who is in it");
+  } catch (const shm::Departed& departed) {
+    expect(first.me() != 0 && first.me() != last && departed.rank == last, "who has left");
+  }
 }
 
 // By looking, as messages do.
@@ -84,6 +97,7 @@ void two_threads(Rank& first, Rank& second, shm::Waits&) {
 
 void run(const Settings&) {
   play_watched(2, opposite_order);
+  play_watched(20, last_rank_elsewhere);
   for (int size = 2; size <= 4; size++) play_watched(size, ring);
   play_watched(2, opened_by_another_thread);
   play_watched(3, opened_by_another_thread);

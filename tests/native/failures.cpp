@@ -55,16 +55,17 @@ void departure(Rank& rank) {
   const int leaver = int(rank.shared.below(size_t(rank.size())));
   const size_t count = kCounts[rank.shared.below(4)];
   if (rank.me() == leaver) return rank.board.depart();
-  failing_sum<shm::Departed>(rank, "left alone", count);
+  expect(failing_sum<shm::Departed>(rank, "left alone", count).rank == leaver, "who has left");
 }
 
-// The late rank finds everyone's call, and nobody there to finish it with.
+// The late rank comes when nobody is there any more.
 void timeout(Rank& rank) {
   good_steps(rank, 3);
   const int late = int(rank.shared.below(size_t(rank.size())));
   if (rank.me() == late) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(600));
-    return rank.board.depart();
+    for (int r = 0; r < rank.size(); r++)
+      while (r != late && !rank.board.has_departed(r)) std::this_thread::yield();
+    return;
   }
   expect(failing_sum<shm::Stalled>(rank, "too early", 100000).rank == late, "who is late");
 }
@@ -87,6 +88,30 @@ void interruption(Rank& rank) {
   }
 }
 
+// A leader gives up before its group is complete: nobody else can say that it is.
+void leader_gives_up(Rank& rank) {
+  const int last = rank.size() - 1;
+  Impatient idle;
+  if (rank.me() == 0) {
+    expect_failure<Signal>("a signal", [&] { shm::barrier(rank.board, 0, idle); });
+    return rank.board.depart();
+  }
+  while (rank.me() == last && !rank.board.has_departed(0)) std::this_thread::yield();
+  expect(failing_sum<shm::Departed>(rank, "no leader", 500).rank == 0, "who has left");
+}
+
+void in_groups(const Settings& settings) {
+  for (int size : {17, 20, 33}) {
+    for (uint64_t k = 0; k < 3; k++) {
+      play_ranks({size, true, 60, settings.seed + k}, mismatch);
+      play_ranks({size, true, 60, settings.seed + k}, departure);
+    }
+    play_ranks({size, true, 2, settings.seed}, timeout);
+  }
+  play_ranks({5, true, 20, settings.seed, shm::Groups{{0, 2, 4}, {1, 3}}}, leader_gives_up);
+  play_ranks({5, true, 20, settings.seed, shm::Groups{{0, 2, 4}, {1, 3}}}, mismatch);
+}
+
 void run(const Settings& settings) {
   for (int size = 2; size <= 4; size++) {
     for (uint64_t k = 0; k < 5; k++) {
@@ -98,7 +123,7 @@ void run(const Settings& settings) {
   }
 }
 
-const Scenario failures("failures", run);
+const Scenario failures("failures", run), grouped("late in groups", in_groups);
 
 }  // namespace
 }  // namespace pycomm::test

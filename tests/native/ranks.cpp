@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <latch>
 #include <thread>
 
 #include "shm/slab.h"
@@ -16,8 +17,11 @@ void Rank::dawdle() {
 
 void play_ranks(const Group& group, const std::function<void(Rank&)>& play) {
   const auto segment = shm::Segment::create(shm::Board::bytes(group.size));
+  const auto groups = group.groups.value_or(shm::groups_of(group.size, false, {}));
+  std::latch all_there(group.size);  // as ranks know of each other when they share a board
   auto thread = [&](int r) {
-    shm::Board board(segment.alias(), r, group.size, group.crowded, group.timeout_s);
+    shm::Board board(segment.alias(), r, group.size, group.crowded, group.timeout_s, groups);
+    all_there.arrive_and_wait();
     shm::Idle idle;
     Rank rank{board, idle, Random(group.seed), Random(group.seed, r + 1)};
     try {

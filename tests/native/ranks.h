@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "scenario.h"
 #include "shm/board.h"
@@ -25,6 +26,7 @@ struct Group {
   bool crowded = true;
   double timeout_s = 60;
   uint64_t seed = 0;
+  std::optional<shm::Groups> groups = {};  // those of a board, unless told
 };
 
 // Calls `play` on a thread for each rank, and returns when all have returned. All boards lie over
