@@ -15,7 +15,8 @@ from pycomm.links import Links
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
 from pycomm.shapes import checked_rank, checked_tag
-from pycomm.transport.mailbox import ANY, Received, Sent, SentByWire, new_array
+from pycomm.transport.mailbox import ANY
+from pycomm.transport.message import Received, Sent, SentByWire, new_array
 from pycomm.work import Transfer, Work
 from pycomm.world import World
 
