@@ -12,7 +12,7 @@ import numpy as np
 from pycomm import _native, arrays
 from pycomm.arrays import is_tensor, view
 from pycomm.collectives import Collectives
-from pycomm.config import Config
+from pycomm.config import Config, checked_timeout
 from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
@@ -77,10 +77,14 @@ class Communicator(Collectives, Messages):
         """Return a Communicator of the ranks of an mpi4py communicator; collective over it.
 
         MPI stays the caller's: pycomm duplicates the communicator and does not finalize MPI.
+
+        Raises:
+            ArgumentError: `timeout` is no positive number of seconds.
         """
         config = Config.from_environment()
+        seconds = config.timeout if timeout is None else checked_timeout(timeout)
         wire = MpiWire(import_mpi()[0], mpi_comm, config)
-        world = World(wire, config, config.timeout if timeout is None else timeout)
+        world = World(wire, config, seconds)
         return cls(world, range(wire.size), world.new_context())
 
     def _quick_calls(self) -> Any:

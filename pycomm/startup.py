@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pycomm.communicator import Communicator
-from pycomm.config import Config
+from pycomm.config import Config, checked_timeout
 from pycomm.errors import ArgumentError
 from pycomm.world import World
 
@@ -17,9 +17,11 @@ def init(timeout: float | None = None) -> Communicator:
         timeout: seconds that an operation may go without progress; None is PYCOMM_TIMEOUT, or 300.
 
     Raises:
-        ArgumentError: called before with another timeout.
+        ArgumentError: `timeout` is no positive number, or another than that of the first call.
     """
     global _everyone
+    if timeout is not None:
+        timeout = checked_timeout(timeout)
     if _everyone is None:
         config = Config.from_environment()
         world = World.of_mpi(config, config.timeout if timeout is None else timeout)
