@@ -238,6 +238,7 @@ class Communicator(Collectives, Messages):
             shape: an int or a sequence of ints.
             dtype: a name, a NumPy dtype, or a torch dtype, which makes the result a torch tensor.
         """
+        self._collectives.check_open()
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
@@ -291,6 +292,11 @@ class Communicator(Collectives, Messages):
             self._stop_quick_messages()
             self._world.mailbox.forget(self._context)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: then `stats` keeps the last counts, and operations raise."""
+        return self._collectives.closed
+
     def _stop_quick_messages(self) -> None:
         self._port.open = False
 
@@ -315,6 +321,7 @@ class Communicator(Collectives, Messages):
     @property
     def transport(self) -> Transport:
         """What its algorithms run on; for measurements, between collectives."""
+        self._collectives.check_open()
         return self._collectives.transport
 
     @property
