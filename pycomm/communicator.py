@@ -19,7 +19,7 @@ from pycomm.kernels.cpu import CpuKernels
 from pycomm.links import Links
 from pycomm.messages import Messages
 from pycomm.observe.stats import Stats
-from pycomm.shapes import checked_rank, gathered, scattered
+from pycomm.shapes import checked_bytes, checked_rank, checked_shape, gathered, scattered
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.mpi import MpiWire, import_mpi
@@ -136,13 +136,9 @@ class Communicator(Collectives, Messages):
         """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
         if not async_op and algorithm is None and self._quick.quick_broadcast(x, root):
             return x
+        root = checked_rank(root, "root", self.rank, self.size)
         target = view(x, result=self.rank != root)
-        job = Job(
-            "broadcast",
-            target.dtype,
-            output=target,
-            root=checked_rank(root, "root", self.rank, self.size),
-        )
+        job = Job("broadcast", target.dtype, output=target, root=root)
         return self._collectives.start(job, x, async_op, algorithm)
 
     def all_gather(
@@ -239,7 +235,7 @@ class Communicator(Collectives, Messages):
             dtype: a name, a NumPy dtype, or a torch dtype, which makes the result a torch tensor.
         """
         self._collectives.check_open()
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = checked_shape(shape, self.rank)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
         memory = _native.SharedMemory(nbytes) if self._links.shared else None
@@ -280,7 +276,7 @@ class Communicator(Collectives, Messages):
             Lines: the choice; every algorithm of the kind, with what it would take or why it is not
             used; what the predictions come from.
         """
-        return self._collectives.explain(kind, nbytes)
+        return self._collectives.explain(kind, checked_bytes(nbytes, self.rank))
 
     def close(self) -> None:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
