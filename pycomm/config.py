@@ -19,7 +19,7 @@ _logger = logging.getLogger("pycomm")
 
 def checked_timeout(value: Any) -> float:
     """Return `value` if it is a positive number of seconds, or raise ArgumentError."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) > 0:
         raise ArgumentError(f"timeout={value!r} is not a positive number of seconds")
     return float(value)
 
