@@ -153,8 +153,8 @@ class Communicator(Collectives, Messages):
         """Gather `x` of every rank.
 
         Args:
-            x: an array of the same dtype and shape on every rank; with `counts`, rank r has
-                counts[r] rows.
+            x: an array of the same dtype and number of elements on every rank; shapes are not
+                compared, the result goes by this rank's. With `counts`, rank r has counts[r] rows.
             out: an array for the result, or None to allocate one.
             counts: the number of rows (axis 0) of every rank, the same list on all.
 
