@@ -34,13 +34,24 @@ def torch_dtype(dtype: DType) -> Any:
 
 
 def resolve_dtype(dtype: Any) -> DType:
-    """Return the DType meant by a name, a NumPy dtype or scalar type, or a torch dtype."""
+    """Return the DType meant by a name, a NumPy dtype or scalar type, or a torch dtype.
+
+    Raises:
+        UnsupportedError: it is none, or not a supported one.
+    """
     name = str(dtype).removeprefix("torch.") if is_torch_dtype(dtype) else None
     if name is None:
-        name = dtype if isinstance(dtype, str) and dtype in DTYPES else np.dtype(dtype).name
+        name = dtype if isinstance(dtype, str) and dtype in DTYPES else _numpy_name(dtype)
     if name not in DTYPES:
-        raise UnsupportedError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+        raise UnsupportedError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _numpy_name(dtype: Any) -> str | None:
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return None
 
 
 def is_torch_dtype(dtype: Any) -> bool:

@@ -57,7 +57,8 @@ class Collectives:
         simple = not async_op and algorithm is None and order is None
         if simple and self._quick.quick_reduce(x, root, op):
             return x if self.rank == root else None
-        mine = self.rank == checked_rank(root, "root", self.rank, self.size)
+        root = checked_rank(root, "root", self.rank, self.size)
+        mine = self.rank == root
         source = view(x, result=mine)
         target = source if mine else NOTHING
         operation = resolve_op(op, source.dtype)
@@ -87,8 +88,9 @@ class Collectives:
         """
         if not async_op and algorithm is None and self._quick.quick_gather(x, root, out):
             return out if self.rank == root else None
+        root = checked_rank(root, "root", self.rank, self.size)
         source, shape, target = view(x), tuple(x.shape), NOTHING
-        if self.rank == checked_rank(root, "root", self.rank, self.size):
+        if self.rank == root:
             target = self._output(out, (self.size, *shape), source, is_tensor(x))
         counts = (source.count,) * self.size
         job = Job("gather", source.dtype, source, target, counts, root=root, shape=shape)
@@ -124,9 +126,10 @@ class Collectives:
         """
         if not async_op and algorithm is None and self._quick.quick_scatter(x, root, out):
             return out
+        root = checked_rank(root, "root", self.rank, self.size)
         source, target = NOTHING, None
         shape: Shape = ()
-        if self.rank == checked_rank(root, "root", self.rank, self.size):
+        if self.rank == root:
             source = view(x)
             shape = one_each(tuple(x.shape), self.rank, self.size)
             target = self._output(out, shape, source, is_tensor(x))

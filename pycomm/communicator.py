@@ -12,14 +12,14 @@ import numpy as np
 from pycomm import _native, arrays
 from pycomm.arrays import is_tensor, view
 from pycomm.collectives import Collectives
-from pycomm.config import Config
+from pycomm.config import Config, checked_timeout
 from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.links import Links
 from pycomm.messages import Messages
 from pycomm.observe.stats import Stats
-from pycomm.shapes import checked_rank, gathered, scattered
+from pycomm.shapes import checked_bytes, checked_rank, checked_shape, gathered, scattered
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.mpi import MpiWire, import_mpi
@@ -77,10 +77,14 @@ class Communicator(Collectives, Messages):
         """Return a Communicator of the ranks of an mpi4py communicator; collective over it.
 
         MPI stays the caller's: pycomm duplicates the communicator and does not finalize MPI.
+
+        Raises:
+            ArgumentError: `timeout` is no positive number of seconds.
         """
         config = Config.from_environment()
+        seconds = config.timeout if timeout is None else checked_timeout(timeout)
         wire = MpiWire(import_mpi()[0], mpi_comm, config)
-        world = World(wire, config, config.timeout if timeout is None else timeout)
+        world = World(wire, config, seconds)
         return cls(world, range(wire.size), world.new_context())
 
     def _quick_calls(self) -> Any:
@@ -132,13 +136,9 @@ class Communicator(Collectives, Messages):
         """Copy `x` of rank `root` into `x` of every other rank; return `x`, or a Work."""
         if not async_op and algorithm is None and self._quick.quick_broadcast(x, root):
             return x
+        root = checked_rank(root, "root", self.rank, self.size)
         target = view(x, result=self.rank != root)
-        job = Job(
-            "broadcast",
-            target.dtype,
-            output=target,
-            root=checked_rank(root, "root", self.rank, self.size),
-        )
+        job = Job("broadcast", target.dtype, output=target, root=root)
         return self._collectives.start(job, x, async_op, algorithm)
 
     def all_gather(
@@ -153,8 +153,8 @@ class Communicator(Collectives, Messages):
         """Gather `x` of every rank.
 
         Args:
-            x: an array of the same dtype and shape on every rank; with `counts`, rank r has
-                counts[r] rows.
+            x: an array of the same dtype and number of elements on every rank; shapes are not
+                compared, the result goes by this rank's. With `counts`, rank r has counts[r] rows.
             out: an array for the result, or None to allocate one.
             counts: the number of rows (axis 0) of every rank, the same list on all.
 
@@ -234,7 +234,8 @@ class Communicator(Collectives, Messages):
             shape: an int or a sequence of ints.
             dtype: a name, a NumPy dtype, or a torch dtype, which makes the result a torch tensor.
         """
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self._collectives.check_open()
+        shape = checked_shape(shape, self.rank)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
         memory = _native.SharedMemory(nbytes) if self._links.shared else None
@@ -275,7 +276,7 @@ class Communicator(Collectives, Messages):
             Lines: the choice; every algorithm of the kind, with what it would take or why it is not
             used; what the predictions come from.
         """
-        return self._collectives.explain(kind, nbytes)
+        return self._collectives.explain(kind, checked_bytes(nbytes, self.rank))
 
     def close(self) -> None:
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
@@ -286,6 +287,11 @@ class Communicator(Collectives, Messages):
             self._quick = NeverQuick()
             self._stop_quick_messages()
             self._world.mailbox.forget(self._context)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: then `stats` keeps the last counts, and operations raise."""
+        return self._collectives.closed
 
     def _stop_quick_messages(self) -> None:
         self._port.open = False
@@ -311,6 +317,7 @@ class Communicator(Collectives, Messages):
     @property
     def transport(self) -> Transport:
         """What its algorithms run on; for measurements, between collectives."""
+        self._collectives.check_open()
         return self._collectives.transport
 
     @property

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from pycomm.errors import ArgumentError
@@ -15,15 +17,26 @@ from pycomm.errors import ArgumentError
 _logger = logging.getLogger("pycomm")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def checked_timeout(value: Any) -> float:
+    """Return `value` if it is a positive number of seconds, or raise ArgumentError."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) > 0:
+        raise ArgumentError(f"timeout={value!r} is not a positive number of seconds")
+    return float(value)
+
+
+def _option(
+    default: Any, help: str, choices: tuple[str, ...] = (), above: float = -math.inf
+) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "above": above})
 
 
 @dataclass(frozen=True)
 class Config:
     """The settings that come from the environment; function arguments go before them."""
 
-    timeout: float = _option(300.0, "Seconds without progress after which an operation fails.")
+    timeout: float = _option(
+        300.0, "Seconds without progress after which an operation fails.", above=0
+    )
     shared_memory: bool = _option(True, "Use shared memory between ranks of one host.")
     order: str = _option("", "'rank' adds in rank order between hosts, too; rank 0's counts.")
     algorithm: str = _option(
@@ -36,7 +49,9 @@ class Config:
         "pages, where that is faster.",
         ("never", "auto", "always"),
     )
-    max_message_bytes: int = _option(2**30 - 1, "Larger MPI messages are cut into such pieces.")
+    max_message_bytes: int = _option(
+        2**30 - 1, "Larger MPI messages are cut into such pieces.", above=0
+    )
     checksums: int = _option(
         0, "Data parallel: compare the replicas' parameters every so many steps; 0 does not."
     )
@@ -52,7 +67,7 @@ class Config:
         Unknown PYCOMM_ variables are warned about, with the nearest name.
 
         Raises:
-            ArgumentError: a value is not of the variable's type.
+            ArgumentError: a value is not of the variable's type, or too small.
         """
         values = {}
         for name in given(environment):
@@ -80,11 +95,16 @@ def unknown(name: str) -> str:
 
 def _parse(name: str, text: str, option: dataclasses.Field) -> Any:
     kind: type = type(option.default)
-    choices = option.metadata["choices"]
+    choices, above = option.metadata["choices"], option.metadata["above"]
     try:
         if kind is bool:
             return {"0": False, "1": True, "false": False, "true": True}[text.lower()]
-        return choices[choices.index(text)] if choices else kind(text)
+        if choices:
+            return choices[choices.index(text)]
+        if kind is str or kind(text) > above:
+            return kind(text)
     except (KeyError, ValueError):
-        expected = " or ".join(choices) or ("0 or 1" if kind is bool else kind.__name__)
-        raise ArgumentError(f"{name}={text!r} cannot be used: expected {expected}") from None
+        pass
+    expected = " or ".join(choices) or ("0 or 1" if kind is bool else kind.__name__)
+    more = f" above {above:g}" if above > -math.inf else ""
+    raise ArgumentError(f"{name}={text!r} cannot be used: expected {expected}{more}")

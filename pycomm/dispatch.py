@@ -131,11 +131,18 @@ class Dispatcher:
 
     def choose(self, kind: str, nbytes: int, name: str | None, order: str | None) -> Choice:
         """Choose the algorithm for a call, as Tuning.choose does."""
+        self.check_open()
         return self._world.tuning.choose(kind, self.transport, nbytes, name, order)
 
     def explain(self, kind: str, nbytes: int) -> str:
         """Say what would be chosen, why, and instead of what."""
+        self.check_open()
         return self._world.tuning.explain(kind, self.transport, nbytes)
+
+    def check_open(self) -> None:
+        """Raise if the communicator was closed."""
+        if self.closed:
+            raise CommError("this communicator was closed")
 
     def check(self) -> None:
         """Raise if the communicator cannot be used.
@@ -143,8 +150,7 @@ class Dispatcher:
         It was closed, failed before, a rank of it died, or this is a forked child.
         """
         guard.check()
-        if self.closed:
-            raise CommError("this communicator was closed")
+        self.check_open()
         self._check_ranks()
         if self._failure is None and self._memory and (failure := self._memory.failure()):
             self.fail(failure)
@@ -155,8 +161,10 @@ class Dispatcher:
             ) from self._failure
 
     def stats(self) -> Stats:
-        """Return the counters of this communicator, quick calls included."""
+        """Return the counters of this communicator, quick calls included; the last if closed."""
         total = replace(self._stats)
+        if self.closed:
+            return total
         if isinstance(self.transport, SharedMemory):
             for kind, (
                 operations,
@@ -177,6 +185,7 @@ class Dispatcher:
         self._engine.close()
         if self._memory and not guard.in_child:
             self._memory.drain()
+        self._stats = self.stats()
         self.closed = True
         del self.transport
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -25,11 +25,40 @@ def checked_tag(tag: Any, rank: int) -> int:
     return number
 
 
-def checked_rank(value: int, name: str, rank: int, size: int) -> int:
+def checked_rank(value: SupportsIndex, name: str, rank: int, size: int) -> int:
     """Return `value` if it is a rank, or raise ArgumentError."""
-    if not 0 <= value < size:
-        raise ArgumentError(f"rank {rank}: {name}={value} is not one of 0…{size - 1}")
-    return value
+    if not 0 <= (number := _number(value)) < size:
+        raise ArgumentError(f"rank {rank}: {name}={value!r} is not one of 0…{size - 1}")
+    return number
+
+
+def checked_bytes(value: SupportsIndex, rank: int) -> int:
+    """Return `value` if it is a number of bytes, or raise ArgumentError."""
+    if (number := _number(value)) < 0:
+        raise ArgumentError(f"rank {rank}: nbytes={value!r} is not a number of bytes: 0, 1, 2 …")
+    return number
+
+
+def checked_shape(value: int | Sequence[int], rank: int) -> Shape:
+    """Return `value`, a length or several, if it is a shape, or raise ArgumentError."""
+    shape = _numbers(value if isinstance(value, Iterable) else [value])
+    if min(shape, default=0) < 0:
+        raise ArgumentError(
+            f"rank {rank}: shape={value!r} is not an int or a sequence of them, none negative"
+        )
+    return tuple(shape)
+
+
+def _number(value: SupportsIndex) -> int:
+    """Return an integer as an int, and −1 for anything else."""
+    try:
+        return index(value)
+    except TypeError:
+        return -1
+
+
+def _numbers(values: Iterable[SupportsIndex]) -> list[int]:
+    return [_number(value) for value in values]
 
 
 def gathered(
@@ -38,7 +67,7 @@ def gathered(
     """Return the shape of an all_gather's result and every rank's number of elements."""
     if counts is None:
         return (size, *shape), (math.prod(shape),) * size
-    _check_counts(counts, rank, size)
+    counts = _checked_counts(counts, rank, size)
     if not shape or shape[0] != counts[rank]:
         raise ArgumentError(
             f"rank {rank}: an array of shape {shape} has not counts[{rank}]={counts[rank]} rows"
@@ -59,7 +88,7 @@ def scattered(
                 "be divisible by the number of ranks, or pass counts="
             )
         counts = (rows // size,) * size
-    _check_counts(counts, rank, size)
+    counts = _checked_counts(counts, rank, size)
     if rows != sum(counts):
         raise ArgumentError(
             f"rank {rank}: an array of shape {shape} has not sum(counts)={sum(counts)} rows"
@@ -86,16 +115,14 @@ def exchanged(
     recv_counts: Sequence[int] | None,
 ) -> list[int]:
     """Return the counts of an all_to_all, to send and to receive; −1 where these are not known."""
-    send = [index(c) for c in send_counts]
-    _check_counts(send, rank, size, "send_counts")
+    send = _checked_counts(send_counts, rank, size, "send_counts")
     if not shape or shape[0] != sum(send):
         raise ArgumentError(
             f"rank {rank}: an array of shape {shape} has not sum(send_counts)={sum(send)} rows"
         )
-    receive = [-1] * size if recv_counts is None else [index(c) for c in recv_counts]
-    if recv_counts is not None:
-        _check_counts(receive, rank, size, "recv_counts")
-    return send + receive
+    if recv_counts is None:
+        return send + [-1] * size
+    return send + _checked_counts(recv_counts, rank, size, "recv_counts")
 
 
 def checked_traffic(table: np.ndarray, rank: int) -> list[list[int]]:
@@ -125,8 +152,10 @@ def checked_traffic(table: np.ndarray, rank: int) -> list[list[int]]:
     return sent.tolist()
 
 
-def _check_counts(counts: Sequence[int], rank: int, size: int, name: str = "counts") -> None:
-    if len(counts) != size or min(counts) < 0:
+def _checked_counts(counts: Sequence[int], rank: int, size: int, name: str = "counts") -> list[int]:
+    numbers = _numbers(counts if isinstance(counts, Iterable) else [])
+    if len(numbers) != size or min(numbers) < 0:
         raise ArgumentError(
-            f"rank {rank}: {name}={list(counts)} needs {size} entries, one a rank, none negative"
+            f"rank {rank}: {name}={counts!r} needs {size} integers, one a rank, none negative"
         )
+    return numbers

@@ -121,16 +121,24 @@ def resolve_op(op: str | ReduceOp, dtype: DType) -> ReduceOp:
     """Return the operation called `op`, or raise if there is none for `dtype`.
 
     Raises:
-        ArgumentError: no operation has that name.
+        ArgumentError: it is no operation, and none has that name.
         UnsupportedError: the operation does not exist on this dtype; says what to use instead.
     """
-    if isinstance(op, str):
-        if op not in OPS or op == "premul_sum":
-            names = ", ".join(repr(o) for o in OPS[:-1])
-            more = "pycomm.premul_sum(factor), pycomm.reduce_op(function)"
-            raise ArgumentError(f"op={op!r} is not one of {names}, {more}")
-        op = ReduceOp(op)
-    return op.on(dtype)
+    if isinstance(op, ReduceOp):
+        return op.on(dtype)
+    if not isinstance(op, str) or op not in OPS or op == "premul_sum":
+        names = ", ".join(repr(o) for o in OPS[:-1])
+        more = "pycomm.premul_sum(factor), pycomm.reduce_op(function)"
+        raise ArgumentError(f"op={op!r} is not one of {names}, {more}{_advice(op)}")
+    return ReduceOp(op).on(dtype)
+
+
+def _advice(op: object) -> str:
+    """Return what to pass instead of a function."""
+    if not callable(op):
+        return ""
+    name = getattr(op, "__name__", "function")
+    return f": pass {name!r}" if name in OPS else f": pass pycomm.reduce_op({name})"
 
 
 def op_table() -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+import pycomm
 from pycomm.config import Config
 
 
@@ -35,14 +37,26 @@ def test_unknown_names_are_warned_about_with_the_nearest(caplog):
         ("TIMEOUT", "soon", "float"),
         ("SHARED_MEMORY", "maybe", "0 or 1"),
         ("MAX_MESSAGE_BYTES", "1.5", "int"),
+        ("TIMEOUT", "0", "float above 0"),
+        ("TIMEOUT", "-3", "float above 0"),
+        ("TIMEOUT", "nan", "float above 0"),
+        ("MAX_MESSAGE_BYTES", "0", "int above 0"),
+        ("MAX_MESSAGE_BYTES", "-1", "int above 0"),
         ("PEER_READS", "often", "never or auto or always"),
     ],
 )
-def test_values_of_another_type_are_errors(name, value, expected):
+def test_values_of_another_type_or_too_small_are_errors(name, value, expected):
     with pytest.raises(
         ValueError, match=f"PYCOMM_{name}='{value}' cannot be used: expected {expected}"
     ):
         Config.from_environment({f"PYCOMM_{name}": value})
+
+
+@pytest.mark.parametrize("timeout", [True, float("nan"), 0, -1.5, "20", [1]], ids=str)
+def test_timeouts_that_are_no_positive_number_are_errors(timeout):
+    for join in (pycomm.init, lambda seconds: pycomm.Communicator.from_mpi(None, seconds)):
+        with pytest.raises(pycomm.ArgumentError, match=re.escape(f"timeout={timeout!r} is not")):
+            join(timeout)
 
 
 @pytest.mark.parametrize(

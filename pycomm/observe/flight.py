@@ -99,12 +99,22 @@ def load(folder: Path) -> list[Flight]:
     """Return the flights that the ranks of one job wrote into a folder, by rank.
 
     Raises:
-        CommError: there are none.
+        CommError: there are none, or one is broken.
     """
-    flights = [json.loads(file.read_text()) for file in folder.glob("rank-*.json")]
+    flights = [_loaded(file) for file in folder.glob("rank-*.json")]
     if not flights:
         raise CommError(f"{folder} has no files rank-*.json: an error names the folder to give")
     return sorted(flights, key=lambda flight: flight["rank"])
+
+
+def _loaded(file: Path) -> Flight:
+    try:
+        flight = json.loads(file.read_text())
+        if not {"rank", "size", "operations"} <= set(flight):
+            raise ValueError("it is no record of a rank")
+    except (OSError, TypeError, ValueError) as error:
+        raise CommError(f"{file} cannot be read ({error}): move it elsewhere") from None
+    return flight
 
 
 def _save(flight: Flight, file: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +19,8 @@ SIGNAL = signal.SIGRTMIN + 9
 
 _STATES = {"R": "running", "S": "waiting", "D": "waiting", "T": "stopped", "Z": "dead"}
 _PATIENCE_S = 0.2
+_TURN_S = 2.0
+"""So long others may read a process's stacks; one that was stopped meanwhile is not waited for."""
 
 
 @cache
@@ -38,9 +43,10 @@ def look_at(pid: int, descriptor: int) -> str:
         return f"process {pid} is {state}"
     file = Path(f"/proc/{pid}/fd/{descriptor}")
     try:
-        before = file.stat().st_size
-        _native.signal_main_thread(pid, SIGNAL)
-        text = _grown(file, before)
+        with _one_at_a_time(file):
+            before = file.stat().st_size
+            _native.signal_main_thread(pid, SIGNAL)
+            text = _grown(file, before)
     except OSError as error:
         return f"process {pid} is {state}; its stacks cannot be read: {error}"
     return "\n".join([f"process {pid} is {state}", *text.splitlines()])
@@ -52,6 +58,19 @@ def _state(pid: int) -> str:
     except OSError:
         return "dead"
     return _STATES.get(letter, letter)
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Keep other readers away, whose stacks would be written behind those of this one."""
+    end = time.monotonic() + _TURN_S
+    with file.open("rb") as opened:
+        while time.monotonic() < end:
+            with suppress(BlockingIOError):
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        yield
 
 
 def _grown(file: Path, before: int) -> str:

@@ -118,24 +118,24 @@ class Patience:
             ready: makes progress and says whether to go on.
             peer: the rank that is waited for, or ANYONE.
             what: who waits for what, as str() says it for error messages.
-            timeout: seconds, instead of the communicator's.
+            timeout: seconds after which the caller goes on without, instead of the communicator's.
             only_peer: says whether nothing but an operation of the peer can make it ready.
             doze: how to sleep.
 
         Raises:
-            CommTimeoutError: not ready in time; says where every rank is.
+            CommTimeoutError: not ready in time; unless `timeout` was given, says where every rank
+                is.
             DepartedError: the peer has left.
             RankFailedError: a rank of the communicator died.
             DeadlockError: the peer waits for this rank.
         """
-        for _ in range(self.SPINS):
+        for _ in range(self.SPINS if timeout is None or timeout > 0 else 1):
             if ready():
                 return
         start = time.perf_counter()
         self._watch.begin()
         try:
-            limit = self.timeout if timeout is None else timeout
-            self._wait(ready, peer, what, limit, only_peer, doze)
+            self._wait(ready, peer, what, timeout, only_peer, doze)
         finally:
             self._watch.end()
             self._stats.add_idle(time.perf_counter() - start)
@@ -145,24 +145,22 @@ class Patience:
         ready: Callable[[], bool],
         peer: int,
         what: object,
-        timeout: float,
+        timeout: float | None,
         only_peer: Callable[[], bool],
         doze: Doze,
     ) -> None:
         start, left_s, warned = time.perf_counter(), math.inf, False
         while not ready():
             waited_s = time.perf_counter() - start
+            if timeout is not None and waited_s >= timeout:
+                raise CommTimeoutError(f"{what}: not complete after {timeout:g} s; it goes on")
             if waited_s < self.YIELDING_S:
                 os.sched_yield()
                 continue
             doze(ready)
             self._meanwhile()
-            if not warned and waited_s > timeout / 2:
-                _logger.warning("%s, and has waited %.1f s", what, waited_s)
-                warned = True
-            if waited_s > timeout:
-                where = self._watch.report()
-                raise CommTimeoutError(f"{what}: no progress for {timeout:g} s\n{where}")
+            if timeout is None:
+                warned = self._lose_patience(what, waited_s, warned)
             failure = self._watch.failure(what)
             if failure or self._watch.has_left(peer):
                 left_s = min(left_s, waited_s)
@@ -180,6 +178,16 @@ class Patience:
                 return DepartedError(f"{what}, but {self._name(peer)} left")
             time.sleep(1e-2)
         return CommError(f"{what}: {error}; PYCOMM_PEER_READS=never does without reading memory")
+
+    def _lose_patience(self, what: object, waited_s: float, warned: bool) -> bool:
+        """Warn once at half of the communicator's timeout, raise after it; say if warned."""
+        if waited_s > self.timeout:
+            where = self._watch.report()
+            raise CommTimeoutError(f"{what}: no progress for {self.timeout:g} s\n{where}")
+        if not warned and waited_s > self.timeout / 2:
+            _logger.warning("%s, and has waited %.1f s", what, waited_s)
+            return True
+        return warned
 
     def _name(self, peer: int) -> str:
         return "all others have" if peer == self.ANYONE else f"rank {peer} has"

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from pycomm.cli import main
 from pycomm.costs import LINKS
 from tests.hosts.network import hosts, require
 from tests.launch import REPO, mpirun
@@ -113,3 +115,12 @@ def test_tuning_between_hosts_measures_their_wire(cache, tmp_path):
     assert table["hosts"]["bandwidth_gbps"] < 0.25
     assert "2 ranks on h1, h2" in table["hosts"]["source"]
     assert "problems: none found" in seen.stdout
+
+
+@pytest.mark.parametrize("text", ['{"rank": 0, "operat', "[]", "{}", "7"])
+def test_a_broken_flight_is_named(text, tmp_path):
+    file = tmp_path / "rank-0.json"
+    file.write_text(text)
+    result = CliRunner().invoke(main, ["doctor", "--flight", str(tmp_path)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"Error: {file} cannot be read" in result.output
