@@ -264,3 +264,18 @@ def test_who_waits_for_an_asynchronous_operation_is_told_of_a_rank_that_has_left
     """
     result, _ = run(2, program)
     assert "rank 1 waits in all_reduce, but rank 0 has left" in result.stdout, result.stderr
+
+
+def test_a_rank_that_was_itself_stopped_goes_on_if_the_others_came_meanwhile():
+    program = """
+        import signal
+        other = comm.all_gather(np.array([os.getpid()]))[0, 0]
+        if comm.rank == 1:
+            time.sleep(0.5)
+            os.kill(other, signal.SIGSTOP)
+            threading.Timer(3, os.kill, (other, signal.SIGCONT)).start()
+            time.sleep(1.5)
+        comm.all_reduce(np.ones(3))
+    """
+    result, _ = run(2, program, comm_timeout=2.5)
+    assert result.returncode == 0, result.stderr

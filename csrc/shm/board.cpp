@@ -260,7 +260,7 @@ void Board::check(const Counter& counter, uint64_t target, int peer, double wait
   }
   if (has_departed(peer) && !counter.reached(target)) fail(Departed{peer});
   if (member_died() && !counter.reached(target)) fail(Died{});
-  if (waited_s > timeout_) fail(Stalled{peer});
+  if (waited_s > timeout_ && !counter.reached(target)) fail(Stalled{peer});
 }
 
 std::vector<std::string> Board::exchange_notes(const std::string& mine, Idle& idle) {
