@@ -145,6 +145,7 @@ def _checked_counts(counts: Sequence[int], rank: int, size: int, name: str = "co
     numbers = _numbers(counts if isinstance(counts, Iterable) else [])
     if len(numbers) != size or min(numbers) < 0:
         raise ArgumentError(
-            f"rank {rank}: {name}={counts!r} needs {size} integers, one a rank, none negative"
+            f"rank {rank}: {name}={counts!r} needs {size} entries, one a rank, integers, none "
+            "negative"
         )
     return numbers
