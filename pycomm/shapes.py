@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
 from pycomm.errors import ArgumentError, MismatchError
 
 Shape = tuple[int, ...]
-
-
-def checked_tag(tag: Any, rank: int) -> int:
-    """Return a message's tag, if it can be one."""
-    try:
-        number = index(tag)
-    except TypeError:
-        number = 1 << 63
-    if not -(1 << 63) <= number < 1 << 63:
-        raise ArgumentError(f"rank {rank}: tag={tag!r} is not an integer of 64 bits")
-    return number
 
 
 def checked_rank(value: SupportsIndex, name: str, rank: int, size: int) -> int:
@@ -156,7 +145,7 @@ def _checked_counts(counts: Sequence[int], rank: int, size: int, name: str = "co
     numbers = _numbers(counts if isinstance(counts, Iterable) else [])
     if len(numbers) != size or min(numbers) < 0:
         raise ArgumentError(
-            f"rank {rank}: {name}={counts!r} needs {size} entries, an integer for each rank, "
-            "none negative"
+            f"rank {rank}: {name}={counts!r} needs {size} entries, one a rank, integers, none "
+            "negative"
         )
     return numbers

@@ -68,12 +68,12 @@ WRONG = {
     "a function": (lambda c: c.all_reduce(np.ones(3), add), "pass pycomm.reduce_op(add)"),
     "counts": (
         lambda c: c.all_gather(np.ones(4), counts=[4.0] * c.size),
-        "entries, an integer for each rank, none negative",
+        "entries, one a rank, integers, none negative",
     ),
     "no list": (lambda c: c.reduce_scatter(np.ones(4), counts=4), "counts=4 needs "),
     "send_counts": (
         lambda c: c.all_to_all(np.ones(c.size), None, [1.0] * c.size),
-        "entries, an integer for each rank, none negative",
+        "entries, one a rank, integers, none negative",
     ),
     "negative shape": (lambda c: c.empty(-1), "shape=-1 is not an int or a sequence of them"),
     "fractional shape": (lambda c: c.empty((2, 1.5)), "shape=(2, 1.5) is not an int"),
