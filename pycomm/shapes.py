@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from pycomm.errors import ArgumentError, MismatchError
 
 Shape = tuple[int, ...]
+
+
+def checked_tag(tag: Any, rank: int) -> int:
+    """Return a message's tag, if it can be one."""
+    try:
+        number = index(tag)
+    except TypeError:
+        number = 1 << 63
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ArgumentError(f"rank {rank}: tag={tag!r} is not an integer of 64 bits")
+    return number
 
 
 def checked_rank(value: SupportsIndex, name: str, rank: int, size: int) -> int:
