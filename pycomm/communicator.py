@@ -244,6 +244,7 @@ class Communicator(Collectives, Messages):
     @property
     def local(self) -> Communicator:
         """The Communicator of the ranks on this host; the first use is collective."""
+        self._collectives.check_open()
         if self._local is None:
             known = self._world.neighbours
             hosts = [known.hosts[r] for r in self._ranks] if known else [0]

@@ -51,6 +51,8 @@ def test_ten_thousand_operations_leave_nothing():
     """
     program = f"""
         for i in range(100): round(i)
+        comm.isend(np.zeros(20_000), 1 - comm.rank).wait()  # the slot that is kept for the next
+        comm.recv(1 - comm.rank)
         before, memory = state(), resident_kib()
         for i in range({10_000 // OPERATIONS_A_ROUND + 1}): round(i)
         grown = resident_kib() - memory

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,8 +17,8 @@ SIGNAL = signal.SIGRTMIN + 9
 
 _STATES = {"R": "running", "S": "waiting", "D": "waiting", "T": "stopped", "Z": "dead"}
 _PATIENCE_S = 0.2
-_TURN_S = 2.0
-"""So long others may read a process's stacks; one that was stopped meanwhile is not waited for."""
+_DUMP = re.compile(rb"(?:.*\n)*?Current thread .*\n(?:  .*\n)*")
+"""All threads; the main one, which handles the signal, is the oldest and comes last."""
 
 
 @cache
@@ -43,10 +41,9 @@ def look_at(pid: int, descriptor: int) -> str:
         return f"process {pid} is {state}"
     file = Path(f"/proc/{pid}/fd/{descriptor}")
     try:
-        with _one_at_a_time(file):
-            before = file.stat().st_size
-            _native.signal_main_thread(pid, SIGNAL)
-            text = _grown(file, before)
+        before = file.stat().st_size
+        _native.signal_main_thread(pid, SIGNAL)
+        text = _dump(_grown(file, before), before).decode(errors="replace")
     except OSError as error:
         return f"process {pid} is {state}; its stacks cannot be read: {error}"
     return "\n".join([f"process {pid} is {state}", *text.splitlines()])
@@ -60,25 +57,17 @@ def _state(pid: int) -> str:
     return _STATES.get(letter, letter)
 
 
-@contextmanager
-def _one_at_a_time(file: Path) -> Iterator[None]:
-    """Keep other readers away, whose stacks would be written behind those of this one."""
-    end = time.monotonic() + _TURN_S
-    with file.open("rb") as opened:
-        while time.monotonic() < end:
-            with suppress(BlockingIOError):
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
-        yield
-
-
-def _grown(file: Path, before: int) -> str:
-    """Return what was written to a file after `before` bytes, once it stops growing."""
+def _grown(file: Path, before: int) -> bytes:
+    """Return the contents of a file that had `before` bytes, once it has grown and stops to."""
     end, size = time.monotonic() + _PATIENCE_S, -1
     while time.monotonic() < end and (file.stat().st_size == before or size != file.stat().st_size):
         size = file.stat().st_size
         time.sleep(0.01)
-    with file.open("rb") as opened:
-        opened.seek(before)
-        return opened.read().decode(errors="replace")
+    return file.read_bytes()
+
+
+def _dump(text: bytes, before: int) -> bytes:
+    """Return the first dump that ends behind `before` bytes: others may have asked at once."""
+    dumps = (dump for dump in _DUMP.finditer(text) if dump.end() > before)
+    first = next(dumps, None)
+    return first[0] if first else text[before:]
