@@ -50,7 +50,7 @@ def test_ten_thousand_operations_leave_nothing():
     The C library's heap and MPI's buffers wander within a fifth of that.
     """
     program = f"""
-        for i in range(100): round(i)
+        for i in range(400): round(i)
         comm.isend(np.zeros(20_000), 1 - comm.rank).wait()  # the slot that is kept for the next
         comm.recv(1 - comm.rank)
         before, memory = state(), resident_kib()
