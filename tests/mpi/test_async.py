@@ -232,6 +232,7 @@ def test_a_communicator_that_is_dropped_ends_its_thread(comm):
 
 
 def test_the_counters_count_them(comm):
+    needs_shared_memory(comm)
     before = comm.stats
     for x, async_op in itertools.product([np.ones(50), np.ones((5, 20))[:, ::2]], [False, True]):
         work = comm.all_reduce(x, async_op=async_op)
