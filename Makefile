@@ -54,7 +54,7 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	        tests/mpi $(ARGS) $(OR_NONE)
 
 sanitize: setup ## csrc/ under thread, address and undefined-behaviour sanitizers; ARGS: seed, steps
-	tests/native/run $(ARGS)
+	bash tests/native/run $(ARGS)
 
 fuzz: setup ## 60 s of random operations on each of 2 to 5 ranks; ARGS: --seed, --steps, --seconds
 	@set -e; for ranks in 2 3 4 5; do \
