@@ -24,7 +24,7 @@ double seconds_since(Clock::time_point start) {
 size_t Board::bytes(int size) {
   const size_t node = 2 * sizeof(Line) + sizeof(Phase);
   return size_t(size) *
-             (2 * node + 2 * sizeof(Header) + sizeof(Presence) + sizeof(Note) + kStagingBytes) +
+             (2 * node + 2 * sizeof(Header) + sizeof(Presence) + sizeof(Note) + kRingBytes) +
          4096;
 }
 
@@ -50,7 +50,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout, 
   place(phases_, nodes);
   place(presence_, size);
   place(notes_, size);
-  staging_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + 4095) & ~uintptr_t(4095));
+  rings_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + 4095) & ~uintptr_t(4095));
   presence_[rank].pid = getpid();
   presence_[rank].probe_at = reinterpret_cast<uintptr_t>(&probe_);
   presence_[rank].probe = probe_;
@@ -118,6 +118,7 @@ void Board::fail(Failed failed) {
 void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) {
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
+  mine.staged_at = uint32_t(staged_);
   if (!data && call.target && bytes >= kTargetBytes) {
     mine.place = Slabs::instance().find(call.target);
     if (mine.place.serial) mine.offer = Offer::target;
@@ -132,11 +133,18 @@ void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) 
   mine.offer = mine.place.serial       ? Offer::slab
                : bytes <= small_bytes_ ? Offer::staged
                                        : Offer::ordinary;
-  if (mine.offer == Offer::staged) std::memcpy(small(rank_), data, bytes);
+  if (mine.offer == Offer::staged) stage(data, bytes);
   if (mine.offer == Offer::ordinary && reads && worth_reading(data, bytes)) {
     mine.offer = Offer::remote;
     mine.place.offset = reinterpret_cast<uintptr_t>(data);
   }
+}
+
+void Board::stage(const void* data, size_t bytes) {
+  Line& mine = line(rank_);
+  if (staged_ + bytes > kRingBytes) mine.staged_at = 0;
+  std::memcpy(ring(rank_) + mine.staged_at, data, bytes);
+  staged_ = mine.staged_at + in_lines(bytes);
 }
 
 bool Board::worth_reading(const void* data, size_t bytes) const {
@@ -166,7 +174,7 @@ char* Board::source(int r) {
     case Offer::slab:
       return slab_memory(r);
     default:
-      return small(r);
+      return ring(r) + line(r).staged_at;
   }
 }
 
@@ -195,6 +203,12 @@ char* Board::slab_memory(int r) {
   if (found == known.end())
     found = known.emplace(known.end(), place.nonce, map_slab(presence_[r].pid, place));
   return found->second->data() + place.offset;
+}
+
+void Board::cut(size_t count, size_t bytes) {
+  stride_ = in_lines(bytes);
+  slots_ = kRingBytes / stride_;
+  staged_ = ((first_piece(rank_) + count - 1) % slots_ + 1) * stride_;
 }
 
 void Board::barrier(Idle& idle) {

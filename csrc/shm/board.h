@@ -1,10 +1,11 @@
 // The board of a communicator: one line a rank, where every operation opens; and staging memory.
 //
-// Memory-ordering rules. A line, a phase and a staging area are written by their rank only, and
-// published by a Counter (release) that others acquire. Lines and small staging come in two:
-// operation k uses number k mod 2. A rank opens k+2 only after it has seen all lines of k+1, which
-// its peers publish when they are done with k: so nobody can still be reading what k+2 overwrites.
-// With groups it has seen lines by which leaders say that they have (release and acquire, twice).
+// Memory-ordering rules. A line, a phase and a ring are written by their rank only, and published
+// by a Counter (release) that others acquire. Of lines there are two: operation k uses number k mod
+// 2. A rank opens k+2 only after it has seen all lines of k+1, which its peers publish when they
+// are done with k: so nobody can still be reading what k+2 overwrites. What k+1 stages in the ring
+// comes behind what k did, and both fit in it together. With groups it has seen lines by which
+// leaders say that they have (release and acquire, twice).
 #pragma once
 
 #include <chrono>
@@ -62,8 +63,9 @@ struct Call {
 
 class Board {
  public:
-  static constexpr size_t kSmallBytes = size_t(128) << 10;    // room to stage data whole
-  static constexpr size_t kSegmentBytes = size_t(128) << 10;  // pieces beyond
+  static constexpr size_t kSmallBytes = size_t(128) << 10;    // at most, to stage data whole
+  static constexpr size_t kSegmentBytes = size_t(256) << 10;  // pieces beyond
+  static constexpr size_t kRingBytes = size_t(2) << 20;       // of staging, see decision 13
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
   static constexpr size_t kRemoteBytes = size_t(256) << 10;  // below, copying twice is cheaper
   static constexpr size_t kTargetBytes = size_t(256) << 10;  // below, one rank alone is as fast
@@ -126,9 +128,10 @@ class Board {
   // Returns when all ranks have called it as often as this one.
   void barrier(Idle&);
 
-  // Staging for pieces: what a rank brings and what it has made of it, two of each.
-  char* piece_in(int r, size_t k) { return pieces(r) + k % 2 * kSegmentBytes; }
-  char* piece_out(int r, size_t k) { return pieces(r) + (2 + k % 2) * kSegmentBytes; }
+  // After open() returned pipelined: that `count` pieces of at most `bytes` follow, and the staging
+  // of rank r for piece k. Others may read piece k until they have passed the barrier after next.
+  void cut(size_t count, size_t bytes);
+  char* piece(int r, size_t k) { return ring(r) + (first_piece(r) + k) % slots_ * stride_; }
 
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);
@@ -173,7 +176,6 @@ class Board {
     Counter epoch;
     char text[1008];
   };
-  static constexpr size_t kStagingBytes = 2 * kSmallBytes + 4 * kSegmentBytes;
 
   // Nodes are ranks, and from `size` on groups, whose lines and phases are their leaders'.
   using CounterOf = Counter& (Board::*)(int node);
@@ -181,9 +183,9 @@ class Board {
   Counter& passed(int node) { return phases_[node].passed; }
 
   Line& line(int node) { return lines_[2 * node + sequence_ % 2]; }
-  char* staging(int r) { return staging_ + size_t(r) * kStagingBytes; }
-  char* pieces(int r) { return staging(r) + 2 * kSmallBytes; }
-  char* small(int r) { return staging(r) + sequence_ % 2 * kSmallBytes; }
+  char* ring(int r) { return rings_ + size_t(r) * kRingBytes; }
+  size_t first_piece(int r) { return (line(r).staged_at + stride_ - 1) / stride_; }
+  void stage(const void* data, size_t bytes);
   char* slab_memory(int r);
   void offer(const Call&, const void* data, size_t bytes, bool reads);
   bool worth_reading(const void* data, size_t bytes) const;
@@ -207,6 +209,8 @@ class Board {
   size_t small_bytes_;
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
+  size_t staged_ = 0;              // the end of what this rank staged last in its ring
+  size_t stride_ = 0, slots_ = 0;  // of the pieces of this operation
   Count counts_[kKinds];
   std::atomic<int> asynchronous_ = 0;
   std::exception_ptr failure_;
@@ -223,7 +227,7 @@ class Board {
   Phase* phases_;
   Presence* presence_;
   Note* notes_;
-  char* staging_;
+  char* rings_;
   std::vector<std::vector<std::pair<uint64_t, std::shared_ptr<Segment>>>>
       peer_slabs_;  // by rank: nonce → map
 };

@@ -39,27 +39,27 @@ void reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reducti
   auto bring = [&](size_t k) {
     const Shares s = shares(k);
     const size_t begin = s.begin(me) * item, end = s.end(me) * item;
-    std::memcpy(board.piece_in(me, k), at(k), begin);
-    std::memcpy(board.piece_in(me, k) + end, at(k) + end, s.count * item - end);
+    std::memcpy(board.piece(me, k), at(k), begin);
+    std::memcpy(board.piece(me, k) + end, at(k) + end, s.count * item - end);
   };
   auto take = [&](size_t k) {
     const Shares s = shares(k);
     for (int p = 0; p < size; p++)
       if (p != me)
-        std::memcpy(at(k) + s.begin(p) * item, board.piece_out(p, k) + s.begin(p) * item,
+        std::memcpy(at(k) + s.begin(p) * item, board.piece(p, k) + s.begin(p) * item,
                     (s.end(p) - s.begin(p)) * item);
   };
   auto consume = [&](size_t k) {
     const Shares s = shares(k);
     const size_t begin = s.begin(me) * item;
     std::vector<char*> in(size), out;
-    for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece_in(p, k)) + begin;
+    for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece(p, k)) + begin;
     if (takes) out.push_back(at(k) + begin);
-    if (root != me) out.push_back(board.piece_out(me, k) + begin);
+    if (root != me) out.push_back(board.piece(me, k) + begin);
     reduce(in, out, s.end(me) - s.begin(me), r);
     if (takes && k) take(k - 1);
   };
-  pipeline(board, pieces, idle, bring, consume);
+  pipeline(board, pieces, std::min(per, count) * item, idle, bring, consume);
   if (takes) take(pieces - 1);
 }
 
@@ -85,9 +85,10 @@ void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu
 void reduce_scatter_pipelined(Board& board, const char* in, char* out, const size_t* offsets,
                               const cpu::Reduction& r, Idle& idle) {
   const int me = board.rank(), size = board.size();
-  const size_t item = cpu::item_bytes(r.dtype), per = Board::kSegmentBytes / item / size;
+  const size_t item = cpu::item_bytes(r.dtype);
   size_t longest = 0;
   for (int p = 0; p < size; p++) longest = std::max(longest, offsets[p + 1] - offsets[p]);
+  const size_t per = std::min(longest, Board::kSegmentBytes / item / size);
   auto count = [&](int p, size_t k) {
     const size_t chunk = offsets[p + 1] - offsets[p];
     return std::min(per, chunk - std::min(chunk, k * per));
@@ -96,16 +97,16 @@ void reduce_scatter_pipelined(Board& board, const char* in, char* out, const siz
   auto bring = [&](size_t k) {
     for (int p = 0; p < size; p++)
       if (p != me && count(p, k))
-        std::memcpy(board.piece_in(me, k) + p * per * item, from(p, k), count(p, k) * item);
+        std::memcpy(board.piece(me, k) + p * per * item, from(p, k), count(p, k) * item);
   };
   auto consume = [&](size_t k) {
     if (!count(me, k)) return;
     std::vector<char*> inputs(size), output{out + k * per * item};
     for (int p = 0; p < size; p++)
-      inputs[p] = p == me ? const_cast<char*>(from(me, k)) : board.piece_in(p, k) + me * per * item;
+      inputs[p] = p == me ? const_cast<char*>(from(me, k)) : board.piece(p, k) + me * per * item;
     reduce(inputs, output, count(me, k), r);
   };
-  pipeline(board, (longest + per - 1) / per, idle, bring, consume);
+  pipeline(board, (longest + per - 1) / per, per * item * size, idle, bring, consume);
 }
 
 }  // namespace
@@ -144,12 +145,12 @@ void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return std::min(per, bytes - k * per); };
   auto bring = [&](size_t k) {
-    if (mine) copy(board.piece_in(root, k), to + k * per, length(k));
+    if (mine) copy(board.piece(root, k), to + k * per, length(k));
   };
   auto consume = [&](size_t k) {
-    if (!mine) copy_out(to + k * per, board.piece_in(root, k), length(k));
+    if (!mine) copy_out(to + k * per, board.piece(root, k), length(k));
   };
-  pipeline(board, (bytes + per - 1) / per, idle, bring, consume);
+  pipeline(board, (bytes + per - 1) / per, std::min(per, bytes), idle, bring, consume);
 }
 
 void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
@@ -176,14 +177,13 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
     return std::min(per, bytes(p) - std::min(bytes(p), k * per));
   };
   auto bring = [&](size_t k) {
-    copy(board.piece_in(me, k), static_cast<const char*>(in) + k * per, length(me, k));
+    copy(board.piece(me, k), static_cast<const char*>(in) + k * per, length(me, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      if (p != me && length(p, k))
-        copy(to + offsets[p] + k * per, board.piece_in(p, k), length(p, k));
+      if (p != me && length(p, k)) copy(to + offsets[p] + k * per, board.piece(p, k), length(p, k));
   };
-  pipeline(board, (longest + per - 1) / per, idle, bring, consume);
+  pipeline(board, (longest + per - 1) / per, std::min(per, longest), idle, bring, consume);
 }
 
 void reduce_scatter(Board& board, uint64_t fingerprint, const void* in, void* out,

@@ -19,13 +19,16 @@ size_t piece_bytes(size_t bytes, size_t per, size_t k) {
   return std::min(per, bytes - std::min(bytes, k * per));
 }
 
-// Each rank's place in a piece that holds a part of the chunk for every other rank.
+// Each rank's place in a piece that holds a part of the chunk for every other rank; `longest`: the
+// bytes of the longest chunk.
 struct Slots {
-  explicit Slots(int size)
-      : size(size), per(Board::kSegmentBytes / size_t(std::max(1, size - 1)) / 64 * 64) {}
+  Slots(int size, size_t longest) : size(size), others(size_t(std::max(1, size - 1))) {
+    per = std::min(Board::kSegmentBytes / others / 64 * 64, in_lines(longest));
+  }
   size_t at(int from, int to) const { return size_t((to - from - 1 + size) % size) * per; }
+  size_t bytes() const { return others * per; }
   int size;
-  size_t per;
+  size_t others, per;
 };
 
 void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
@@ -34,50 +37,50 @@ void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return piece_bytes(bytes, per, k); };
   auto bring = [&](size_t k) {
-    if (me != root) copy(board.piece_in(me, k), in + k * per, length(k));
+    if (me != root) copy(board.piece(me, k), in + k * per, length(k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
-      if (p != root) copy_out(out + size_t(p) * bytes + k * per, board.piece_in(p, k), length(k));
+      if (p != root) copy_out(out + size_t(p) * bytes + k * per, board.piece(p, k), length(k));
   };
-  pipeline(board, pieces_of(bytes, per), idle, bring, consume);
+  pipeline(board, pieces_of(bytes, per), std::min(per, bytes), idle, bring, consume);
 }
 
 void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
                        const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
-  const Slots slots(size);
+  const Slots slots(size, bytes);
   auto length = [&](size_t k) { return piece_bytes(bytes, slots.per, k); };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
       if (p != root)
-        copy(board.piece_in(root, k) + slots.at(root, p), in + size_t(p) * bytes + k * slots.per,
+        copy(board.piece(root, k) + slots.at(root, p), in + size_t(p) * bytes + k * slots.per,
              length(k));
   };
   auto consume = [&](size_t k) {
     if (me != root)
-      copy_out(out + k * slots.per, board.piece_in(root, k) + slots.at(root, me), length(k));
+      copy_out(out + k * slots.per, board.piece(root, k) + slots.at(root, me), length(k));
   };
-  pipeline(board, pieces_of(bytes, slots.per), idle, bring, consume);
+  pipeline(board, pieces_of(bytes, slots.per), slots.bytes(), idle, bring, consume);
 }
 
 void all_to_all_pipelined(Board& board, const char* in, char* out, const Traffic& t, Idle& idle) {
   const int me = board.rank(), size = board.size();
-  const Slots slots(size);
+  const Slots slots(size, t.longest);
   auto length = [&](const size_t* offsets, int p, size_t k) {
     return p == me ? 0 : piece_bytes(offsets[p + 1] - offsets[p], slots.per, k);
   };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      copy(board.piece_in(me, k) + slots.at(me, p), in + t.sent[p] + k * slots.per,
+      copy(board.piece(me, k) + slots.at(me, p), in + t.sent[p] + k * slots.per,
            length(t.sent, p, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      copy(out + t.received[p] + k * slots.per, board.piece_in(p, k) + slots.at(p, me),
+      copy(out + t.received[p] + k * slots.per, board.piece(p, k) + slots.at(p, me),
            length(t.received, p, k));
   };
-  pipeline(board, pieces_of(t.longest, slots.per), idle, bring, consume);
+  pipeline(board, pieces_of(t.longest, slots.per), slots.bytes(), idle, bring, consume);
 }
 
 }  // namespace

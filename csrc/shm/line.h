@@ -9,6 +9,10 @@
 
 namespace pycomm::shm {
 
+// Rounded up, so that two pieces share no cache lines, nor pairs of lines, which are fetched
+// together.
+constexpr size_t in_lines(size_t bytes) { return (bytes + 127) / 128 * 128; }
+
 // How a rank offers its data in an opening.
 enum class Offer : uint32_t { nothing, target, line, staged, slab, remote, ordinary };
 
@@ -54,6 +58,7 @@ struct alignas(128) Line {
   Counter epoch;
   Common common;
   Offer offer;
+  uint32_t staged_at;  // where in its ring this rank stages what it brings
   union {
     Place place;  // of Offer::target, slab and remote, whose address is the offset
     alignas(8) char payload[kPayloadBytes];  // of Offer::line

@@ -34,11 +34,11 @@ inline void reduce(const std::vector<char*>& in, const std::vector<char*>& out, 
               reinterpret_cast<void* const*>(out.data()), int(out.size()), count, r);
 }
 
-// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Two of each staging area
-// are enough: what step k + 1 overwrites was last read in step k - 1, before the barrier that ended
-// it.
+// While piece k is consumed, piece k + 1 is brought; one barrier a piece. Room for three pieces, of
+// `bytes` each, is enough: step k reads pieces k and k - 1 and writes k + 1.
 template <class Bring, class Consume>
-void pipeline(Board& board, size_t pieces, Idle& idle, Bring bring, Consume consume) {
+void pipeline(Board& board, size_t pieces, size_t bytes, Idle& idle, Bring bring, Consume consume) {
+  board.cut(pieces, bytes);
   bring(size_t(0));
   board.barrier(idle);
   for (size_t k = 0; k < pieces; k++) {
