@@ -5,9 +5,6 @@
 // another.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "floats.h"
 
 namespace pycomm {

@@ -5,8 +5,7 @@
 // so that the processor's denormal mode does not matter.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
+#include "system.h"
 
 #ifdef __CUDACC__
 #define PYCOMM_INLINE __host__ __device__ __forceinline__

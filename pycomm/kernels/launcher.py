@@ -1,0 +1,77 @@
+"""The CUDA kernels of csrc/cuda by name, and what launches them: a GPU, or in tests the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pycomm.errors import UnsupportedError
+from pycomm.types import DTYPES, OPS, ReduceOp
+
+BLOCK_THREADS = 256
+"""The threads of every block; `kBlockThreads` in csrc/cuda/grid.h."""
+
+
+class Launcher(Protocol):
+    """Where kernels run.
+
+    Attributes:
+        multiprocessors: by which blocks are dealt out.
+    """
+
+    multiprocessors: int
+
+    def launch(self, kernel: str, grid: int, args: bytes) -> None:
+        """Run `grid` blocks of a kernel, such as "reduce<11,0>", after what was launched before.
+
+        Args:
+            args: the kernel's one argument, a struct, as its bytes.
+        """
+
+    def empty(self, nbytes: int) -> Any:
+        """Return scratch memory: a uint8 array on the device."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A kernel template: its file in csrc/cuda, and the parameters it is instantiated with."""
+
+    file: str
+    parameters: Callable[[], Iterable[tuple[int, ...]]]
+
+
+def _existing() -> Iterator[tuple[int, int]]:
+    """Yield the codes of each dtype with each operation that exists on it."""
+    for dtype in DTYPES.values():
+        for name in OPS:
+            try:
+                yield dtype.code, ReduceOp(name).on(dtype).code
+            except UnsupportedError:
+                continue
+
+
+TEMPLATES: dict[str, Template] = {
+    "reduce": Template("reduce.cu", _existing),
+}
+"""Every kernel template by name; a new one is a line here."""
+
+
+def file_of(kernel: str) -> str:
+    """Return the file of a kernel such as "reduce<11,0>"."""
+    return TEMPLATES[kernel.partition("<")[0]].file
+
+
+def kernels_of(file: str) -> list[str]:
+    """Return the names of all kernels in a file."""
+    return [
+        f"{name}<{','.join(map(str, parameters))}>"
+        for name, template in TEMPLATES.items()
+        if template.file == file
+        for parameters in template.parameters()
+    ]
+
+
+def expression_of(kernel: str) -> str:
+    """Return the C++ expression that names a kernel."""
+    return f"pycomm::cuda::{kernel}"

@@ -1,0 +1,1 @@
+"""The CUDA kernels, built for the host."""

@@ -1,0 +1,135 @@
+"""The kernels of csrc/cuda built for the host, and a Launcher that runs them there."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from pycomm.kernels.launcher import BLOCK_THREADS, expression_of, file_of, kernels_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BUILD = ROOT / "build" / "cuda-host"
+FLAGS = (
+    "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
+    "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+).split()
+
+_SOURCE = """\
+#include "shim.h"
+#include "cuda/{file}"
+namespace {{
+const shim::Kernel kernels[] = {{
+{kernels}
+}};
+thread_local std::string reason;
+}}
+extern "C" __attribute__((visibility("default"))) const char* pycomm_launch(
+    const char* name, unsigned grid, const void* args, size_t bytes) {{
+  reason = "is no kernel of {file}";
+  for (const shim::Kernel& kernel : kernels)
+    if (!std::strcmp(kernel.name, name))
+      reason = shim::launch(kernel, grid, args, bytes, {synchronises}, {threads});
+  return reason.c_str();
+}}
+"""
+
+
+class HostLauncher:
+    """Runs kernels on the host, block after block; `multiprocessors` only decides how many.
+
+    Attributes:
+        launches: the name and the grid of every launch.
+    """
+
+    def __init__(self, multiprocessors: int = 2, compiler: str = "c++"):
+        self.multiprocessors = multiprocessors
+        self.compiler = compiler
+        self.launches: list[tuple[str, int]] = []
+
+    def launch(self, kernel: str, grid: int, args: bytes) -> None:
+        """Run the blocks, then return."""
+        assert 0 < grid < 1 << 31, f"{kernel}: a grid of {grid}"
+        self.launches.append((kernel, grid))
+        library = _library(file_of(kernel), self.compiler)
+        wrong = library.pycomm_launch(kernel.encode(), grid, args, len(args))
+        assert not wrong, f"{kernel} {wrong.decode()}"
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Return memory full of ones, so that nothing relies on zeros."""
+        room = np.full(nbytes + 16, 255, np.uint8)
+        start = -room.ctypes.data % 16
+        return room[start : start + nbytes]
+
+
+@cache
+def _library(file: str, compiler: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build(file, compiler)))
+    library.pycomm_launch.restype = ctypes.c_char_p
+    library.pycomm_launch.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_uint,
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+    ]
+    return library
+
+
+def build(file: str, compiler: str = "c++") -> Path:
+    """Return the library of a kernel file, built unless the same one is there already.
+
+    PYCOMM_TEST_SANITIZE, such as address,undefined, builds it with these sanitizers.
+    """
+    source = source_of(file)
+    sanitize = os.environ.get("PYCOMM_TEST_SANITIZE", "")
+    flags = [*FLAGS, *(f"-fsanitize={s}" for s in [sanitize] if s)]
+    if sanitize:
+        flags += ["-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer"]
+    text = "\n".join([compiler, *flags, source, *map(Path.read_text, _headers(file))])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    library = BUILD / f"{Path(file).stem}-{digest}.so"
+    if not library.exists():
+        _compile(source, library, [shutil.which(compiler) or compiler, *flags])
+    return library
+
+
+def source_of(file: str) -> str:
+    """Return the host program of a kernel file: all its kernels by name."""
+    lines = [f'shim::kernel("{kernel}", &{expression_of(kernel)}),' for kernel in kernels_of(file)]
+    return _SOURCE.format(
+        file=file,
+        kernels="\n".join(lines),
+        synchronises=str(_synchronises(file)).lower(),
+        threads=BLOCK_THREADS,
+    )
+
+
+def _synchronises(file: str) -> bool:
+    """Say whether the threads of a block wait for each other."""
+    headers = (ROOT / "csrc" / "cuda").glob("*.h")
+    text = "\n".join(map(Path.read_text, [ROOT / "csrc" / "cuda" / file, *headers]))
+    return re.search(r"\b__(syncthreads|syncwarp|\w+_sync)\b", text) is not None
+
+
+def _headers(file: str) -> list[Path]:
+    csrc = ROOT / "csrc"
+    found = [*csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *(ROOT / "tests/cuda").glob("*.h")]
+    return [csrc / "cuda" / file, *sorted(found)]
+
+
+def _compile(source: str, library: Path, command: list[str]) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    program = library.with_suffix(f".{os.getpid()}.cpp")
+    program.write_text(source)
+    made = program.with_suffix(".so")
+    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}"]
+    subprocess.run([*command, *include, "-o", made, program], check=True)
+    made.replace(library)
+    program.unlink()
