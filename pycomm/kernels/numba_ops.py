@@ -85,12 +85,18 @@ def reduce_op(fn: Callable[[Any, Any], Any], identity: Any = None) -> ReduceOp:
             f"reduce_op({function.__name__}): the function must have two arguments, not "
             f"({', '.join(map(str, parameters))})"
         )
-    _import_numba()
+    import_numba()
     name = f"{function.__name__}#{function_digest(function, identity)}"
     return UserOp(name, function=function, identity=identity)
 
 
-def _import_numba() -> Any:
+def import_numba() -> Any:
+    """Return the module, set up so that an element's bits do not depend on its place.
+
+    Raises:
+        MissingError: it is not installed.
+        UnsupportedError: it was imported before in a way that cannot be used.
+    """
     # Intel's vector mathematics gives an element other bits inside a vector than at its end.
     if "numba" not in sys.modules:
         os.environ.setdefault("NUMBA_DISABLE_INTEL_SVML", "1")
@@ -129,14 +135,14 @@ def _compiled(op: UserOp, dtype_name: str) -> UserOp:
 @lru_cache(maxsize=1024)
 def _fold(op: UserOp, accumulator: str) -> Any:
     """Compile `op` into a C function (partial, x, count) over elements of the accumulator."""
-    numba = _import_numba()
+    numba = import_numba()
     element = numba.from_dtype(np.dtype(accumulator))
     try:
         scalar = numba.njit(**_OPTIONS)(op.function)
         scalar.compile((element, element))
         result = scalar.overloads[element, element].signature.return_type
     except Exception as error:
-        raise UnsupportedError(_reason(error)) from None
+        raise UnsupportedError(reason(error)) from None
     if not _fits(numba.types, result, element):
         raise UnsupportedError(
             f"it returns {result}: convert the result to {accumulator}, or the array to another "
@@ -167,7 +173,7 @@ def _fits(types: Any, result: Any, element: Any) -> bool:
     return steps[0] is not None and steps[0] <= max(steps[1] or 0, 1)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the one line of Numba's error that says what is wrong."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines()]
