@@ -22,10 +22,10 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-one test-mpi sanitize fuzz bench lint format clean
+.PHONY: help setup train test test-one test-mpi cuda-check sanitize fuzz bench lint format clean
 
 help: ## this list
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: MPI=openmpi|mpich RANKS=2 RANKS_LIST=\"1 2 3\" ARGS=\"...\" PYTHON=python3"
 
 setup: $(VENV)/.built ## the environment, and the package in it with its compiled extension
@@ -52,6 +52,9 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	@PYCOMM_SHARED_MEMORY=0 PYCOMM_ORDER=rank PYCOMM_MAX_MESSAGE_BYTES=100003 \
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
+
+cuda-check: setup ## csrc/cuda/ by nvcc for sm_80, sm_90 and sm_100, where there is an nvcc
+	$(BIN)/python -m tests.cuda.check
 
 sanitize: setup ## csrc/ under thread, address and undefined-behaviour sanitizers; ARGS: seed, steps
 	bash tests/native/run $(ARGS)

@@ -9,6 +9,7 @@ from zlib import crc32
 import nanobind
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -35,6 +36,25 @@ class CMakeBuild(build_ext):
         self.copy_file(str(built), str(target))
 
 
+class WithSources(build_py):
+    """Installs the CUDA kernels and their headers, which are compiled at run time."""
+
+    def run(self) -> None:
+        """Copy what a working copy has beside the package into it."""
+        super().run()
+        if self.editable_mode:
+            return
+        for source in [*csrc("*.cu"), *kernel_headers()]:
+            target = Path(self.build_lib) / "pycomm" / source
+            self.mkpath(str(target.parent))
+            self.copy_file(str(ROOT / source), str(target))
+
+
+def kernel_headers() -> list[str]:
+    """Return the headers that .cu files include, as paths relative to this file."""
+    return [h for h in csrc("*.h") if Path(h).parent in (Path("csrc"), Path("csrc/cuda"))]
+
+
 def csrc(*patterns: str) -> list[str]:
     """Return the files below csrc/, as paths relative to this one."""
     return sorted(str(f.relative_to(ROOT)) for p in patterns for f in (ROOT / "csrc").rglob(p))
@@ -43,4 +63,4 @@ def csrc(*patterns: str) -> list[str]:
 native = Extension(
     "pycomm._native", csrc("*.cpp"), depends=["CMakeLists.txt", *csrc("*.h", "*.cu")]
 )
-setup(ext_modules=[native], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[native], cmdclass={"build_ext": CMakeBuild, "build_py": WithSources})

@@ -1,10 +1,11 @@
 // How a grid walks over arrays: the elements that lie in whole 16-byte vectors in tiles of vectors,
 // the others one by one.
 //
-// A vector of an array of T is Width elements; it starts where the narrowest of the arrays that are
-// walked together has a 16-byte boundary. Where the others have none at the same element, there are
-// no vectors. Consecutive threads take consecutive vectors; each takes several, a block apart, so
-// that their loads are in flight together.
+// A vector of an array is Width elements: 16 bytes of the widest type that is walked, so that
+// threads side by side touch memory side by side. The first one starts where every array has a
+// boundary of its vectors; where there is no such element, there are no vectors. Consecutive
+// threads take consecutive vectors; each takes several, a block apart, so that their loads are in
+// flight together.
 #pragma once
 
 #include "elements.h"
@@ -35,10 +36,10 @@ __device__ int64_t head_of(const void* p) {
   return bytes % sizeof(T) == 0 ? bytes / int64_t(sizeof(T)) : -1;
 }
 
-// Whether the element of T after `head` others starts at a 16-byte boundary.
-template <class T>
+// Whether the element of T after `head` others starts at a boundary of Bytes.
+template <class T, int Bytes = kVectorBytes>
 __device__ bool starts_at(const void* p, int64_t head) {
-  return head >= 0 && beyond_boundary(static_cast<const T*>(p) + head) == 0;
+  return head >= 0 && beyond_boundary(static_cast<const T*>(p) + head) % Bytes == 0;
 }
 
 template <int Width>
@@ -63,32 +64,55 @@ struct Run {
   T at[N];
 };
 
-struct alignas(kVectorBytes) Word {
-  uint32_t part[4];
+// What one access moves: 16 bytes, or a whole run that is shorter.
+template <int Bytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using W = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using W = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using W = uint64_t;
+};
+template <>
+struct WordOf<16> {
+  struct alignas(16) W {
+    uint32_t part[4];
+  };
 };
 
-// `from` is at a 16-byte boundary.
+template <class T, int N>
+constexpr int kWordBytes = N * sizeof(T) < kVectorBytes ? int(N * sizeof(T)) : kVectorBytes;
+
+// `from` is at a boundary of kWordBytes<T, N>.
 template <class T, int N>
 __device__ void load_vectors(const T* from, Run<T, N>& run) {
-  constexpr int words = int(N * sizeof(T)) / kVectorBytes;
-  static_assert(words * kVectorBytes == N * sizeof(T), "whole vectors");
-  Word word[words];
+  using W = typename WordOf<kWordBytes<T, N>>::W;
+  constexpr int words = int(sizeof(run) / sizeof(W));
+  static_assert(words * sizeof(W) == sizeof(run), "whole words");
+  W word[words];
 #pragma unroll
-  for (int w = 0; w < words; w++) word[w] = reinterpret_cast<const Word*>(from)[w];
-  memcpy(run.at, word, sizeof(word));
+  for (int w = 0; w < words; w++) word[w] = reinterpret_cast<const W*>(from)[w];
+  memcpy(run.at, word, sizeof(run));
 }
 
 template <class T, int N>
 __device__ void store_vectors(T* to, const Run<T, N>& run) {
-  constexpr int words = int(N * sizeof(T)) / kVectorBytes;
-  static_assert(words * kVectorBytes == N * sizeof(T), "whole vectors");
-  Word word[words];
-  memcpy(word, run.at, sizeof(word));
+  using W = typename WordOf<kWordBytes<T, N>>::W;
+  constexpr int words = int(sizeof(run) / sizeof(W));
+  static_assert(words * sizeof(W) == sizeof(run), "whole words");
+  W word[words];
+  memcpy(word, run.at, sizeof(run));
 #pragma unroll
-  for (int w = 0; w < words; w++) reinterpret_cast<Word*>(to)[w] = word[w];
+  for (int w = 0; w < words; w++) reinterpret_cast<W*>(to)[w] = word[w];
 }
 
-// Vector: by 16-byte accesses; otherwise one element.
+// Vector: by the widest accesses; otherwise one element.
 template <bool Vector, class T, int N>
 __device__ void load_run(const void* array, int64_t at, Run<T, N>& run) {
   const T* from = static_cast<const T*>(array) + at;

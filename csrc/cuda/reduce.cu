@@ -27,25 +27,21 @@ struct ReduceArgs {
 
 namespace {
 
-template <class El>
-constexpr int kWidth = kVectorBytes / int(sizeof(typename El::S));
-
-// Vectors a thread takes at a time: 64 bytes of accumulators, but at least two loads in flight.
-template <class El>
-constexpr int kEach = kWidth<El> * sizeof(typename El::A) <= 16 ? 4 : 2;
-
-template <class El, Op O, bool Vector>
+// Tiles of vectors of Width elements, or of single elements. Each thread takes 64 bytes of
+// accumulators, but at least two loads at a time.
+template <class El, Op O, int Width, bool Vector>
 struct Tile {
-  static constexpr int N = Vector ? kWidth<El> : 1, each = kEach<El>;
-  using Stored = Run<typename El::S, N>;
-  using Sums = Run<typename El::A, N>;
+  using S = typename El::S;
+  using A = typename El::A;
+  static constexpr int N = Vector ? Width : 1, each = Width * sizeof(A) <= 16 ? 4 : 2;
+  using Stored = Run<S, N>;
+  using Sums = Run<A, N>;
 
   const ReduceArgs& a;
   int64_t at[each];
   bool mine[each];
 
-  __device__ Tile(const ReduceArgs& args, const Split<kWidth<El>>& split, int64_t first,
-                  int64_t items)
+  __device__ Tile(const ReduceArgs& args, const Split<Width>& split, int64_t first, int64_t items)
       : a(args) {
 #pragma unroll
     for (int u = 0; u < each; u++) {
@@ -109,30 +105,45 @@ struct Tile {
   }
 };
 
-template <class El>
-__device__ Split<kWidth<El>> split_of(const ReduceArgs& a) {
-  using S = typename El::S;
-  using A = typename El::A;
-  const int64_t head = head_of<S>(a.inputs_count > 0 ? a.inputs[0] : a.outputs[0]);
+template <class S, class A, int Width>
+__device__ Split<Width> split_of(const ReduceArgs& a) {
+  constexpr int bytes = Width * int(sizeof(S));
+  static_assert(bytes <= 16, "a vector of inputs is one word");
+  const void* widest = a.partial_in ? a.partial_in : a.partial_out;
+  const int64_t head = widest ? head_of<A>(widest) : head_of<S>(a.outputs[0]);
   bool common = (!a.partial_in || starts_at<A>(a.partial_in, head)) &&
                 (!a.partial_out || starts_at<A>(a.partial_out, head));
-  for (int64_t k = 0; k < a.inputs_count; k++) common = common && starts_at<S>(a.inputs[k], head);
-  for (int64_t k = 0; k < a.outputs_count; k++) common = common && starts_at<S>(a.outputs[k], head);
-  return split<kWidth<El>>(a.count, head, common);
+  for (int64_t k = 0; k < a.inputs_count; k++)
+    common = common && starts_at<S, bytes>(a.inputs[k], head);
+  for (int64_t k = 0; k < a.outputs_count; k++)
+    common = common && starts_at<S, bytes>(a.outputs[k], head);
+  return split<Width>(a.count, head, common);
 }
+
+template <class El, Op O, int Width>
+__device__ void walk(const ReduceArgs& a) {
+  using Vectors = Tile<El, O, Width, true>;
+  using Singles = Tile<El, O, Width, false>;
+  const auto split = split_of<typename El::S, typename El::A, Width>(a);
+  deal<Vectors::each>(split.vectors,
+                      [&](int64_t first) { Vectors(a, split, first, split.vectors).run(); });
+  deal<Singles::each>(split.singles(),
+                      [&](int64_t first) { Singles(a, split, first, split.singles()).run(); });
+}
+
+template <class T>
+constexpr int kWidth = kVectorBytes / int(sizeof(T));
 
 }  // namespace
 
 template <int D, int O>
 __global__ void __launch_bounds__(kBlockThreads) reduce(ReduceArgs a) {
   using El = ElementOf<DType(D)>;
-  const auto split = split_of<El>(a);
-  deal<kEach<El>>(split.vectors, [&](int64_t first) {
-    Tile<El, Op(O), true>(a, split, first, split.vectors).run();
-  });
-  deal<kEach<El>>(split.singles(), [&](int64_t first) {
-    Tile<El, Op(O), false>(a, split, first, split.singles()).run();
-  });
+  constexpr int stored = kWidth<typename El::S>, wide = kWidth<typename El::A>;
+  if (stored != wide && (a.partial_in || a.partial_out))
+    walk<El, Op(O), wide>(a);
+  else
+    walk<El, Op(O), stored>(a);
 }
 
 }  // namespace pycomm::cuda

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
 BLOCK_THREADS = 256
@@ -17,9 +19,11 @@ class Launcher(Protocol):
     """Where kernels run.
 
     Attributes:
+        device: the number of the GPU, or `HOST`: where all arrays must be.
         multiprocessors: by which blocks are dealt out.
     """
 
+    device: int
     multiprocessors: int
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
@@ -31,6 +35,9 @@ class Launcher(Protocol):
 
     def empty(self, nbytes: int) -> Any:
         """Return scratch memory: a uint8 array on the device."""
+
+    def upload(self, data: bytes) -> DeviceView:
+        """Return a copy of `data` on the device, which lives as long as the view."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,14 @@ def _existing() -> Iterator[tuple[int, int]]:
                 continue
 
 
+def _float_pairs() -> Iterator[tuple[int, int]]:
+    """Yield the codes of every pair of float dtypes."""
+    floats = [dtype.code for dtype in DTYPES.values() if dtype.family == "float"]
+    return product(floats, floats)
+
+
 TEMPLATES: dict[str, Template] = {
+    "convert": Template("convert.cu", _float_pairs),
     "reduce": Template("reduce.cu", _existing),
 }
 """Every kernel template by name; a new one is a line here."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pycomm.kernels.device import HOST, DeviceView, device_view
 from pycomm.kernels.launcher import BLOCK_THREADS, expression_of, file_of, kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,11 +33,11 @@ const shim::Kernel kernels[] = {{
 thread_local std::string reason;
 }}
 extern "C" __attribute__((visibility("default"))) const char* pycomm_launch(
-    const char* name, unsigned grid, const void* args, size_t bytes) {{
+    const char* name, unsigned grid, const void* args, size_t bytes, unsigned only) {{
   reason = "is no kernel of {file}";
   for (const shim::Kernel& kernel : kernels)
     if (!std::strcmp(kernel.name, name))
-      reason = shim::launch(kernel, grid, args, bytes, {synchronises}, {threads});
+      reason = shim::launch(kernel, grid, args, bytes, {{{synchronises}, {threads}, only}});
   return reason.c_str();
 }}
 """
@@ -47,19 +48,22 @@ class HostLauncher:
 
     Attributes:
         launches: the name and the grid of every launch.
+        only: if not 0, of each launch only the first and the last so many blocks are run.
     """
 
     def __init__(self, multiprocessors: int = 2, compiler: str = "c++"):
+        self.device = HOST
         self.multiprocessors = multiprocessors
         self.compiler = compiler
         self.launches: list[tuple[str, int]] = []
+        self.only = 0
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
         """Run the blocks, then return."""
         assert 0 < grid < 1 << 31, f"{kernel}: a grid of {grid}"
         self.launches.append((kernel, grid))
         library = _library(file_of(kernel), self.compiler)
-        wrong = library.pycomm_launch(kernel.encode(), grid, args, len(args))
+        wrong = library.pycomm_launch(kernel.encode(), grid, args, len(args), self.only)
         assert not wrong, f"{kernel} {wrong.decode()}"
 
     def empty(self, nbytes: int) -> np.ndarray:
@@ -67,6 +71,12 @@ class HostLauncher:
         room = np.full(nbytes + 16, 255, np.uint8)
         start = -room.ctypes.data % 16
         return room[start : start + nbytes]
+
+    def upload(self, data: bytes) -> DeviceView:
+        """Return a copy of `data`."""
+        memory = self.empty(len(data))
+        memory[:] = np.frombuffer(data, np.uint8)
+        return device_view(memory)
 
 
 @cache
@@ -78,6 +88,7 @@ def _library(file: str, compiler: str) -> ctypes.CDLL:
         ctypes.c_uint,
         ctypes.c_char_p,
         ctypes.c_size_t,
+        ctypes.c_uint,
     ]
     return library
 

@@ -1,0 +1,129 @@
+"""Memory that CUDA kernels are given: address, size and device, and whether they can take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pycomm import _native
+from pycomm.arrays import is_tensor
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.types import DType
+
+HOST = -1
+"""The device of memory that is on none."""
+
+
+class DeviceView(NamedTuple):
+    """Contiguous memory at `address`; `device` is a GPU's number, or `HOST`.
+
+    `owner`, if any, is kept alive by the view.
+    """
+
+    address: int
+    nbytes: int
+    device: int
+    owner: Any = None
+
+
+class Named(NamedTuple):
+    """Memory, and what an error calls it."""
+
+    name: str
+    view: DeviceView
+
+    def __str__(self) -> str:
+        """Return the name, the size and the place."""
+        return f"{self.name} ({self.view.nbytes} bytes at {self.view.address:#x})"
+
+
+def device_view(x: Any) -> DeviceView:
+    """Return the memory of a CuPy or NumPy array, a torch tensor, or of a DeviceView.
+
+    Raises:
+        ArgumentError: it is strided.
+        UnsupportedError: it is none of these.
+    """
+    if type(x) is DeviceView:
+        return x
+    if is_tensor(x):
+        _must_be_contiguous(x.is_contiguous(), x)
+        device = x.device.index if x.device.type == "cuda" else HOST
+        return DeviceView(x.data_ptr(), x.numel() * x.element_size(), device, x)
+    if isinstance(x, np.ndarray):
+        _must_be_contiguous(x.flags.c_contiguous, x)
+        return DeviceView(_native.address(x), x.nbytes, HOST, x)
+    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+        _must_be_contiguous(x.flags.c_contiguous, x)
+        return DeviceView(x.data.ptr, x.nbytes, x.device.id, x)
+    raise UnsupportedError(
+        f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"
+    )
+
+
+def _must_be_contiguous(contiguous: bool, x: Any) -> None:
+    if not contiguous:
+        raise ArgumentError(f"an array of shape {tuple(x.shape)} is strided: pack it first")
+
+
+def named(name: str, views: Sequence[DeviceView]) -> list[Named]:
+    """Return each view with its name, such as inputs[2]."""
+    return [Named(f"{name}[{i}]", view) for i, view in enumerate(views)]
+
+
+def place(device: int) -> str:
+    """Return what a device is called."""
+    return "the host" if device == HOST else f"cuda:{device}"
+
+
+def check_device(memory: Sequence[Named], device: int) -> None:
+    """Raise ArgumentError unless all memory is on `device`."""
+    for m in memory:
+        if m.view.device != device:
+            raise ArgumentError(
+                f"{m} is on {place(m.view.device)}, but the kernels run on {place(device)}: "
+                "all arrays must be there"
+            )
+
+
+def check_count(memory: Sequence[Named], dtype: DType, count: int | None = None) -> int:
+    """Return how many elements of `dtype` each holds: `count`, or whatever the first one does.
+
+    Raises:
+        ArgumentError: they hold different numbers, or are no whole elements, or not aligned.
+    """
+    align = dtype.itemsize // 2 if dtype.family == "complex" else dtype.itemsize
+    for m in memory:
+        found, rest = divmod(m.view.nbytes, dtype.itemsize)
+        if rest or m.view.address % align:
+            raise ArgumentError(
+                f"{m} does not hold {dtype.name}: of {dtype.itemsize} bytes, aligned to {align}"
+            )
+        count = found if count is None else count
+        if found != count:
+            raise ArgumentError(
+                f"{m} holds {found} elements of {dtype.name}, but {count} are needed: the sizes "
+                "must agree"
+            )
+    return count or 0
+
+
+def check_apart(written: Sequence[Named], others: Sequence[Named], same: bool = True) -> None:
+    """Raise ArgumentError where memory that is written overlaps other memory.
+
+    Args:
+        same: whether it may be the very same memory.
+    """
+    for w in written:
+        start, end = w.view.address, w.view.address + w.view.nbytes
+        for other in others:
+            low, high = other.view.address, other.view.address + other.view.nbytes
+            if other is w or high <= start or end <= low:
+                continue
+            if not (same and (low, high) == (start, end)):
+                raise ArgumentError(
+                    f"{w} overlaps {other}: an output must be "
+                    f"{'the same array or ' if same else ''}memory of its own"
+                )
