@@ -22,7 +22,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-one test-mpi cuda-check sanitize fuzz bench lint format clean
+.PHONY: help setup train test test-one test-mpi cuda-check gpu-test sanitize fuzz bench lint format
+.PHONY: clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,14 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 
 cuda-check: setup ## csrc/cuda/ by nvcc for sm_80, sm_90 and sm_100, where there is an nvcc
 	$(BIN)/python -m tests.cuda.check
+
+# A machine with a GPU has CuPy, torch and what builds the extension in a Python of its own.
+GPU_PYTHON ?= $(or $(shell p=$$(command -v python3) && $$p -c 'import cupy, nanobind, pytest' \
+    2>/dev/null && echo $$p),$(BIN)/python)
+
+gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup) ## tests/gpu by GPU_PYTHON; ARGS go to pytest
+	$(GPU_PYTHON) setup.py -q build_ext --inplace
+	$(GPU_PYTHON) -m pytest -rs tests/gpu $(ARGS) || [ $$? -eq 5 ]  # 5: all skipped
 
 sanitize: setup ## csrc/ under thread, address and undefined-behaviour sanitizers; ARGS: seed, steps
 	bash tests/native/run $(ARGS)

@@ -26,6 +26,10 @@ _STYLES: dict[str, dict[str, Any]] = {
     "gloo": {"color": "#d1495b", "marker": "s"},
     "deepspeed": {"color": "#8f5fbf", "marker": "^"},
     "limit": {"color": "#555555", "linestyle": "--", "marker": "."},
+    "copy": {"color": "#555555", "linestyle": "--", "marker": "."},
+    "torch": {"color": "#d1495b", "marker": "s"},
+    "torch-foreach": {"color": "#8f5fbf", "marker": "^"},
+    "cupy": {"color": "#7a9a01", "marker": "D"},
 }
 _MPI_COLORS = {" XHC": "#7a9a01", "Open MPI": "#e08e0b", "MPICH": "#8c6d46", "": "#c2185b"}
 

@@ -73,10 +73,12 @@ def header(meta: dict[str, Any]) -> list[str]:
     return [f"# {line}" for line in lines]
 
 
-def versions() -> dict[str, str]:
+def versions(
+    packages: Iterable[str] = ("pycomm", "numpy", "mpi4py", "torch"),
+) -> dict[str, str]:
     """Return those of what takes part; of packages, if they are installed."""
     found = {"python": platform.python_version()}
-    for package in ("pycomm", "numpy", "mpi4py", "torch"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

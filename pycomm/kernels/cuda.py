@@ -9,6 +9,7 @@ from typing import Any
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.kernels.cuda_convert import CudaConvert
+from pycomm.kernels.cuda_user_ops import CudaUserOps
 from pycomm.kernels.device import (
     DeviceView,
     Named,
@@ -18,6 +19,7 @@ from pycomm.kernels.device import (
     device_view,
     named,
 )
+from pycomm.kernels.numba_ops import UserOp
 from pycomm.types import DTYPES, OPS, SUM, DType, ReduceOp
 
 MOST_ARRAYS = 128
@@ -25,9 +27,10 @@ MOST_ARRAYS = 128
 
 _HEAD = struct.Struct("<3q2d2Q")
 _BYTES = DTYPES["uint8"]
+_BOR = ReduceOp("bor")
 
 
-class CudaKernels(CudaConvert):
+class CudaKernels(CudaConvert, CudaUserOps):
     """The Kernels of GPU memory: CuPy arrays, torch tensors, or DeviceViews, of any shape.
 
     They are launched on the caller's current stream and return at once. All arguments are checked
@@ -43,7 +46,7 @@ class CudaKernels(CudaConvert):
         self, inputs: Sequence[Any], outputs: Sequence[Any], dtype: DType, op: ReduceOp
     ) -> None:
         """Reduce `inputs`, in their order, into every one of `outputs`, which may be inputs."""
-        kernel = _kernel(dtype, op)
+        kernel = _kernel(dtype, _plain(op, dtype))
         if not inputs or not outputs:
             raise ArgumentError(f"reduce of {len(inputs)} inputs into {len(outputs)} outputs")
         sources = named("inputs", [device_view(x) for x in inputs])
@@ -51,6 +54,8 @@ class CudaKernels(CudaConvert):
         check_device(sources + targets, self._launcher.device)
         count = check_count(sources + targets, dtype)
         check_apart(targets, sources + targets)
+        if isinstance(op, UserOp):
+            return self._fold(sources, targets, count, dtype, op)
         partial = self._partial_of_first(sources, count, dtype, op, kernel)
         first = (len(sources) - 1) // MOST_ARRAYS * MOST_ARRAYS
         self._launch(
@@ -64,6 +69,28 @@ class CudaKernels(CudaConvert):
             nbytes=sources[0].view.nbytes,
         )
         self._copy(targets[0].view, targets[MOST_ARRAYS:])
+
+    def _fold(
+        self,
+        inputs: Sequence[Named],
+        outputs: Sequence[Named],
+        count: int,
+        dtype: DType,
+        op: UserOp,
+    ) -> None:
+        """Reduce by a user's operation, one input after another where one launch cannot."""
+        sources, targets = ([m.view for m in side] for side in (inputs, outputs))
+        if len(sources) <= MOST_ARRAYS:
+            written = [v.address for v in targets[:MOST_ARRAYS]]
+            self._reduce_by_user([v.address for v in sources], written, count, dtype, op)
+        else:
+            partial = device_view(self._launcher.empty(count * dtype.partial.itemsize))
+            self.widen(sources[0], partial, dtype, op)
+            for x in sources[1:]:
+                self.accumulate(partial, x, dtype, op)
+            for out in targets[:MOST_ARRAYS]:
+                self.finish(partial, out, dtype, op, len(sources))
+        self._copy(targets[0], outputs[MOST_ARRAYS:])
 
     def _partial_of_first(
         self, inputs: Sequence[Named], count: int, dtype: DType, op: ReduceOp, kernel: str
@@ -93,7 +120,7 @@ class CudaKernels(CudaConvert):
 
     def widen(self, x: Any, partial: Any, dtype: DType, op: ReduceOp) -> None:
         """Convert `x` (dtype) into `partial` (dtype.partial), multiplied by op.factor if premul."""
-        kernel = _kernel(dtype, op if op.name in OPS else SUM)
+        kernel = _kernel(dtype, _plain(op, dtype))
         read, wide, count = self._with_partial("x", x, partial, dtype)
         check_apart([wide], [read], same=dtype.partial is dtype)
         self._launch(
@@ -107,9 +134,11 @@ class CudaKernels(CudaConvert):
 
     def accumulate(self, partial: Any, x: Any, dtype: DType, op: ReduceOp) -> None:
         """Set partial = partial op widened(x), element by element."""
-        kernel = _kernel(dtype, op)
+        kernel = _kernel(dtype, _plain(op, dtype))
         read, wide, count = self._with_partial("x", x, partial, dtype)
         check_apart([wide], [read], same=dtype.partial is dtype)
+        if isinstance(op, UserOp):
+            return self._accumulate_by_user(wide.view.address, read.view.address, count, dtype, op)
         self._launch(
             kernel,
             count,
@@ -122,7 +151,7 @@ class CudaKernels(CudaConvert):
 
     def finish(self, partial: Any, output: Any, dtype: DType, op: ReduceOp, inputs: int) -> None:
         """Round `partial` (dtype.partial) into `output` (dtype); avg divides by `inputs` first."""
-        kernel = _kernel(dtype, op if op.name in OPS else SUM)
+        kernel = _kernel(dtype, _plain(op, dtype))
         written, wide, count = self._with_partial("output", output, partial, dtype)
         check_apart([written], [wide], same=dtype.partial is dtype)
         self._launch(
@@ -169,6 +198,13 @@ class CudaKernels(CudaConvert):
 
 def _addresses(addresses: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(addresses)}Q", *addresses).ljust(8 * MOST_ARRAYS, b"\0")
+
+
+def _plain(op: ReduceOp, dtype: DType) -> ReduceOp:
+    """Return, for a user's operation, one of ours that widens and finishes in the same way."""
+    if not isinstance(op, UserOp):
+        return op
+    return _BOR if dtype.family == "bool" else SUM
 
 
 def _kernel(dtype: DType, op: ReduceOp) -> str:

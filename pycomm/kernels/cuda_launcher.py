@@ -16,7 +16,7 @@ import numpy as np
 from pycomm.errors import CommError, MissingError
 from pycomm.kernels.cuda_compiler import compiled, default_cache
 from pycomm.kernels.device import DeviceView, device_view
-from pycomm.kernels.launcher import BLOCK_THREADS
+from pycomm.kernels.launcher import BLOCK_THREADS, Program
 
 _REMEMBERED = 4
 _SHOWN_WORDS = 12
@@ -54,10 +54,15 @@ class CupyLauncher:
         self._cache = cache or default_cache()
         self._stream = stream or self._current_stream
         self._functions: dict[str, tuple[int, Any]] = {}
+        self._programs: dict[Program, tuple[int, Any]] = {}
         self._bound = threading.local()
         self._recent: deque[tuple[str, int, bytes]] = deque(maxlen=_REMEMBERED)
         attributes = self._cupy.cuda.Device(self.device).attributes
         self.multiprocessors: int = attributes["MultiProcessorCount"]
+        self.capability = (
+            int(attributes["ComputeCapabilityMajor"]),
+            int(attributes["ComputeCapabilityMinor"]),
+        )
         self._launch = self._cupy.cuda.driver.launchKernel
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
@@ -73,6 +78,24 @@ class CupyLauncher:
             parameters = (ctypes.c_char_p * 1)(args)  # addresses of the parameters: the one struct
             address = ctypes.addressof(parameters)
             self._launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, self._stream(), address, 0)
+        except self._errors() as error:
+            raise CudaError(self._failure(error)) from None
+
+    def launch_program(self, program: Program, grid: int, args: bytes) -> None:
+        """Launch `grid` blocks of a kernel of Numba's; `args` are its parameters, 8 bytes each.
+
+        Raises:
+            CudaError: the launch fails, or an earlier one did.
+        """
+        self._recent.append((program.name, grid, args))
+        words = (ctypes.c_uint64 * (len(args) // 8)).from_buffer_copy(args)
+        first, size = ctypes.addressof(words), ctypes.sizeof(ctypes.c_uint64)
+        parameters = (ctypes.c_void_p * len(words))(*(first + size * k for k in range(len(words))))
+        try:
+            function, stream = self._function_of(program), self._stream()
+            self._bind()
+            address = ctypes.addressof(parameters)
+            self._launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, address, 0)
         except self._errors() as error:
             raise CudaError(self._failure(error)) from None
 
@@ -111,6 +134,16 @@ class CupyLauncher:
                 function = module.get_function(binary.symbol)
             self._functions[kernel] = function.ptr, function
         return self._functions[kernel][0]
+
+    def _function_of(self, program: Program) -> int:
+        """Return the handle of a kernel of Numba's, loaded if it is new."""
+        if program not in self._programs:
+            with self._cupy.cuda.Device(self.device):
+                module = self._cupy.cuda.function.Module()
+                module.load(program.ptx.encode() + b"\0")
+                function = module.get_function(program.entry)
+            self._programs[program] = function.ptr, function
+        return self._programs[program][0]
 
     def _bind(self) -> None:
         """Make the GPU this thread's current one, which a launch needs, at the first launch."""

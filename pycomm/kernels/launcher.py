@@ -15,16 +15,33 @@ BLOCK_THREADS = 256
 """The threads of every block; `kBlockThreads` in csrc/cuda/grid.h."""
 
 
+@dataclass(frozen=True)
+class Program:
+    """A kernel that Numba compiled; its parameters all have 8 bytes.
+
+    Attributes:
+        name: of the operation and the dtype, for errors.
+        ptx: the code.
+        entry: the kernel's symbol in it.
+    """
+
+    name: str
+    ptx: str
+    entry: str
+
+
 class Launcher(Protocol):
     """Where kernels run.
 
     Attributes:
         device: the number of the GPU, or `HOST`: where all arrays must be.
         multiprocessors: by which blocks are dealt out.
+        capability: the compute capability, such as (9, 0).
     """
 
     device: int
     multiprocessors: int
+    capability: tuple[int, int]
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
         """Run `grid` blocks of a kernel, such as "reduce<11,0>", after what was launched before.
@@ -32,6 +49,9 @@ class Launcher(Protocol):
         Args:
             args: the kernel's one argument, a struct, as its bytes.
         """
+
+    def launch_program(self, program: Program, grid: int, args: bytes) -> None:
+        """Run `grid` blocks of a kernel of Numba's; `args` are its parameters, 8 bytes each."""
 
     def empty(self, nbytes: int) -> Any:
         """Return scratch memory: a uint8 array on the device."""

@@ -9,13 +9,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from pycomm.errors import CommError, MissingError, UnsupportedError
+from pycomm.kernels.launcher import Program
 from pycomm.kernels.numba_floats import loading, stored_type, storing
 from pycomm.kernels.numba_ops import UserOp, import_numba, reason
 from pycomm.types import DType
@@ -25,14 +25,6 @@ Function = Callable[..., Any]
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _FUSED = re.compile(r"\bfma\.")
 _patching = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Program:
-    """A compiled kernel whose parameters are all 8 bytes: pointers, then the count of elements."""
-
-    ptx: str
-    entry: str
 
 
 @lru_cache(maxsize=1024)
@@ -105,7 +97,7 @@ def _compiled(
         raise UnsupportedError(
             f"{op.name} does not work on {dtype.name} on a GPU: {reason(error)}"
         ) from None
-    return Program(ptx, _entry(ptx))
+    return Program(f"{op.name} on {dtype.name}", ptx, _entry(ptx))
 
 
 def _ptx(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pycomm.kernels.device import HOST, DeviceView, device_view
-from pycomm.kernels.launcher import BLOCK_THREADS, expression_of, file_of, kernels_of
+from pycomm.kernels.launcher import BLOCK_THREADS, Program, expression_of, file_of, kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "cuda-host"
@@ -53,7 +53,7 @@ class HostLauncher:
 
     def __init__(self, multiprocessors: int = 2, compiler: str = "c++"):
         self.device = HOST
-        self.multiprocessors = multiprocessors
+        self.multiprocessors, self.capability = multiprocessors, (9, 0)
         self.compiler = compiler
         self.launches: list[tuple[str, int]] = []
         self.only = 0
@@ -71,6 +71,10 @@ class HostLauncher:
         room = np.full(nbytes + 16, 255, np.uint8)
         start = -room.ctypes.data % 16
         return room[start : start + nbytes]
+
+    def launch_program(self, program: Program, grid: int, args: bytes) -> None:
+        """Fail: what Numba compiles for a GPU does not run here; see tests/twins."""
+        raise NotImplementedError(program.name)
 
     def upload(self, data: bytes) -> DeviceView:
         """Return a copy of `data`."""
