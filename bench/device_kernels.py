@@ -17,7 +17,7 @@ from pycomm.kernels.cpu import CpuKernels
 from pycomm.kernels.device import device_view
 from pycomm.types import DTYPES, SUM
 
-WINDOW_BYTES = 1 << 20
+WINDOW = 1 << 20
 """So much at the beginning and at the end of a result is compared with the CPU's."""
 
 PLANTED = 0x11
@@ -46,15 +46,15 @@ class Kernel:
     prepare: Callable[[Sets], None]
     uses: Callable[[Sets], dict[str, Use]]
     expected: Callable[[Sets], list[tuple[np.ndarray, np.ndarray]]]
-    most_sets: int = 8192
+    most_sets: int = 4096
 
     def moved_bytes(self, size_bytes: int) -> int:
         """Return what must be read and written at least: every buffer once."""
         return sum(self.layout(size_bytes).values())
 
-    def wrong(self, sets: Sets, plant: bool) -> int:
-        """Use set 0 once, and return how many bytes of it are wrong."""
-        self.uses(sets)["pycomm"](0)
+    def wrong(self, sets: Sets, use: Use, plant: bool = False) -> int:
+        """Use set 0 once, pycomm's way, and return how many bytes of it are wrong."""
+        use(0)
         pairs = self.expected(sets)
         if plant:
             pairs[0][0][:1] ^= PLANTED
@@ -73,11 +73,11 @@ def copy_use(device: Device, moved_bytes: int, sets: int) -> Use:
 
 
 def windows(total: int) -> list[slice]:
-    """Return the parts of `total` elements' bytes that are compared."""
-    if total <= 2 * WINDOW_BYTES:
+    """Return which of `total` bytes, or elements, are compared: the beginning and the end."""
+    if total <= 2 * WINDOW:
         return [slice(0, total)]
-    last = total - WINDOW_BYTES
-    return [slice(0, WINDOW_BYTES), slice(last - last % 4096, total)]
+    last = total - WINDOW
+    return [slice(0, WINDOW), slice(last - last % 4096, total)]
 
 
 # ---- reduce
@@ -159,10 +159,14 @@ def conversion(source: str, target: str) -> Kernel:
         return found
 
     def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
-        x = sets.device.host(sets.arrays("x")[0]).view(numpy_dtype(old))
-        out = sets.device.host(sets.arrays("out")[0])
-        wanted = x[: WINDOW_BYTES // old.itemsize].astype(numpy_dtype(new))
-        return [(out[: wanted.nbytes], wanted.view(np.uint8))]
+        x, out = sets.arrays("x")[0], sets.arrays("out")[0]
+        pairs = []
+        for part in windows(x.size // old.itemsize):
+            given = sets.device.host(x[part.start * old.itemsize : part.stop * old.itemsize])
+            got = out[part.start * new.itemsize : part.stop * new.itemsize]
+            wanted = given.view(numpy_dtype(old)).astype(numpy_dtype(new))
+            pairs.append((sets.device.host(got), wanted.view(np.uint8)))
+        return pairs
 
     def prepare(sets: Sets) -> None:
         sets.fill("x", source, 0)

@@ -11,7 +11,7 @@ from pycomm.kernels.cpu_quantize import quantize as cpu_quantize
 from pycomm.kernels.cuda_pack import Packing
 from pycomm.kernels.cuda_quantize import dequantize_reduce, quantize
 
-from bench.device_kernels import WINDOW_BYTES, Kernel
+from bench.device_kernels import WINDOW, Kernel, windows
 from bench.device_sampling import Use
 from bench.rotation import Sets
 from pycomm.kernels.device import device_view
@@ -70,10 +70,10 @@ def packing(name: str) -> Kernel:
         return found
 
     def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
-        gradients = sets.device.host(sets.arrays("gradients")[0]).view("float32")
-        bucket = sets.device.host(sets.arrays("bucket")[0])
-        pieces = cut([gradients], bucket.nbytes, 1)[0]
-        return [(np.concatenate(pieces).view(np.uint8), bucket)]
+        bucket, host = sets.arrays("bucket")[0], sets.device.host
+        pieces = cut([sets.arrays("gradients")[0].view("float32")], bucket.size, 1)[0]
+        joined = sets.device.xp.concatenate(pieces).view(np.uint8)
+        return [(host(joined[part]), host(bucket[part])) for part in windows(bucket.size)]
 
     return Kernel(name, "float32", "none", layout, prepare, uses, expected, most_sets=24)
 
@@ -98,7 +98,7 @@ def quantisation(dtype_name: str, stored_name: str) -> Kernel:
         return found
 
     def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
-        x = sets.device.host(sets.arrays("x")[0][: WINDOW_BYTES * dtype.itemsize])
+        x = sets.device.host(sets.arrays("x")[0][: WINDOW * dtype.itemsize])
         count = x.size // dtype.itemsize
         values, scales = np.empty(count, np.uint8), np.empty(4 * scale_count(count), np.uint8)
         cpu_quantize(x, values, scales, dtype, stored)
@@ -151,7 +151,7 @@ def dequantisation(dtype_name: str, stored_name: str, inputs: int) -> Kernel:
         return found
 
     def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
-        out = sets.device.host(sets.arrays("out")[0][: WINDOW_BYTES * dtype.itemsize])
+        out = sets.device.host(sets.arrays("out")[0][: WINDOW * dtype.itemsize])
         count = out.size // dtype.itemsize
         codes = [sets.device.host(sets.arrays(n)[0][:count]) for n in values]
         factors = [sets.device.host(sets.arrays(n)[0][: 4 * scale_count(count)]) for n in scales]

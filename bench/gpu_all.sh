@@ -29,16 +29,16 @@ step() {
 
 # sanitize TOOL: the short tests under compute-sanitizer.
 sanitize() {
-  step "$1" 75 compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
+  step "$1" 60 compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
     "$python" -m pytest -q -p no:cacheprovider -x tests/gpu/test_table.py
 }
 
 workers=()
 if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
 
-step build 120 "$python" setup.py -q build_ext --inplace
+step build 90 "$python" setup.py -q build_ext --inplace
 step tests 150 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu
-step kernels 120 "$python" bench/kernels.py --sizes 4K:1G:8 --seconds 0.02 \
+step kernels 110 "$python" bench/kernels.py --sizes 4K:1G:8 --seconds 0.02 \
   --json "$folder/kernels.json" --plot "$folder/kernels.png"
 sanitize memcheck
 sanitize racecheck

@@ -26,4 +26,4 @@ def device():
 def test_the_cpus_bytes(device, kernel, size_bytes):
     sets = Sets(device, kernel.layout(size_bytes), 1 << 40, 2)
     kernel.prepare(sets)
-    assert kernel.wrong(sets, plant=False) == 0
+    assert kernel.wrong(sets, kernel.uses(sets)["pycomm"]) == 0
