@@ -180,8 +180,16 @@ def kernels() -> dict[str, Kernel]:
     casts += [("float32", "float8_e4m3fn"), ("float8_e4m3fn", "float32")]
     known = [reduction(d, n) for d in ("float32", "bfloat16") for n in (2, 4, 8)]
     known += [conversion(*pair) for pair in casts]
-    if all(find_spec(f"pycomm.kernels.{name}") for name in ("cuda_pack", "cuda_quantize")):
+    if _exist("cuda_pack", "cuda_quantize"):
         from bench.device_moves import moves
 
         known += moves()
+    if _exist("cuda_check", "cuda_select", "cuda_squares"):
+        from bench.device_checks import checks
+
+        known += checks()
     return {f"{k.name}-{k.dtype}-{k.redop}": k for k in known}
+
+
+def _exist(*modules: str) -> bool:
+    return all(find_spec(f"pycomm.kernels.{name}") for name in modules)

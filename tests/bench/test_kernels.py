@@ -62,6 +62,8 @@ def test_every_row_of_the_table_verifies_and_finds_a_planted_byte(device, name):
 def test_competitors_compute_the_same(device, name):
     """Within what their own rounding, one after each addition, may differ."""
     kernel, size = kernels()[name], 65_536
+    if kernel.name in ("finite", "squares", "top_k"):
+        pytest.skip("competitors return new arrays")
     sets = Sets(device, kernel.layout(size), 1 << 40, 2)
     kernel.prepare(sets)
     uses = kernel.uses(sets)
