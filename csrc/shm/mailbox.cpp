@@ -215,11 +215,19 @@ void Mailbox::progress(int number) {
       if (mates_[m] && (number == kEverybody || number == m)) read(*mates_[m]);
     for (auto& mate : mates_)
       if (queued_ && mate) flush(*mate);
-    std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
-    if (active_.empty()) return note_pending();
     active = active_;
+    if (active.empty()) return note_pending();
   }
-  for (auto& receive : active) receive->advance();
+  bool any_done = false;
+  for (auto& receive : active) any_done |= receive->advance();
+  if (any_done) drop_done();
+}
+
+// What is done is its owner's alone, and with it the slot that it may keep.
+void Mailbox::drop_done() {
+  std::lock_guard lock(mutex_);
+  std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
+  note_pending();
 }
 
 void Mailbox::read(Mate& mate) {
