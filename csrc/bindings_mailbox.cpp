@@ -115,9 +115,7 @@ void bind_mailbox(nb::module_& m) {
       .def(
           "receive",
           [](Mailbox& b, uint32_t context, int source, int64_t tag, bool may_keep) {
-            auto receive = std::make_shared<Receive>();
-            receive->context = context, receive->source = source, receive->tag = tag;
-            receive->may_keep = may_keep;
+            auto receive = std::make_shared<Receive>(context, source, tag, may_keep);
             b.receive(receive);
             return receive;
           },
@@ -126,8 +124,7 @@ void bind_mailbox(nb::module_& m) {
           "receive_into",
           [](Mailbox& b, uint32_t context, int source, int64_t tag, uintptr_t address,
              uint64_t bytes, int dtype, const std::vector<int64_t>& shape) {
-            auto receive = std::make_shared<Receive>();
-            receive->context = context, receive->source = source, receive->tag = tag;
+            auto receive = std::make_shared<Receive>(context, source, tag, false);
             receive->wanted = envelope_of(context, source, tag, bytes, dtype, false, shape);
             receive->out = at<char>(address);
             b.receive(receive);

@@ -138,13 +138,6 @@ nb::object send(Port& port, nb::handle x, nb::handle dst, nb::handle tag) {
   return nb::cast(sent);
 }
 
-std::shared_ptr<Receive> new_receive(const Port& port, int source, int64_t tag, bool keep) {
-  auto receive = std::make_shared<Receive>();
-  receive->context = port.context, receive->source = source, receive->tag = tag;
-  receive->may_keep = keep;
-  return receive;
-}
-
 void wait_shortly(Port& port, const std::shared_ptr<Receive>& receive, int mate, Timed& timed) {
   GilIdle idle;
   port.mailbox->receive(receive);
@@ -171,7 +164,7 @@ nb::object recv(Port& port, nb::handle src, nb::handle tag, nb::handle out, bool
     return nb::bool_(false);
   Timed timed(port, {Recorded::kReceive, has_out ? array.bytes : 0, has_out ? array.dtype : -1, -1,
                      rank, number});
-  auto receive = new_receive(port, rank, number, keep);
+  auto receive = std::make_shared<Receive>(port.context, rank, number, keep);
   if (has_out) {
     receive->wanted = envelope_of(port, array, number);
     receive->out = array.data;

@@ -76,7 +76,7 @@ bool quick_all_reduce(Board& board, nb::handle x, nb::handle op) {
 
 // A root by its number, or −1 if it is none.
 int root_of(nb::handle root, const Board& board) {
-  const long r = PyLong_Check(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
+  const long r = PyLong_CheckExact(root.ptr()) ? PyLong_AsLong(root.ptr()) : -1;
   if (r == -1) PyErr_Clear();
   return r < board.size() ? int(std::max(r, -1L)) : -1;
 }

@@ -137,33 +137,13 @@ PYCOMM_INLINE constexpr bool exists(Op op, Family family) {
 }
 
 // Integers wrap around: sums and products are formed in the unsigned type of at least 32 bits.
-template <class T>
+template <class T, size_t Bytes = sizeof(T)>
 struct Modular {
+  using U = uint32_t;
+};
+template <class T>
+struct Modular<T, 8> {
   using U = uint64_t;
-};
-template <>
-struct Modular<int8_t> {
-  using U = uint32_t;
-};
-template <>
-struct Modular<uint8_t> {
-  using U = uint32_t;
-};
-template <>
-struct Modular<int16_t> {
-  using U = uint32_t;
-};
-template <>
-struct Modular<uint16_t> {
-  using U = uint32_t;
-};
-template <>
-struct Modular<int32_t> {
-  using U = uint32_t;
-};
-template <>
-struct Modular<uint32_t> {
-  using U = uint32_t;
 };
 
 template <class T>

@@ -9,26 +9,20 @@ from typing import Any
 import numpy as np
 
 from pycomm import arrays
-from pycomm._native import Board
 from pycomm.arrays import NOTHING, View, is_tensor, view
-from pycomm.dispatch import Dispatcher, Part
+from pycomm.dispatch import Part
 from pycomm.errors import ArgumentError
 from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
 from pycomm.transport.job import Job
-from pycomm.transport.shm import NeverQuick
 from pycomm.types import DTYPES, ReduceOp, resolve_op
+from pycomm.uniform import UniformCollectives
 
 _HEADER_ENTRIES = 80
 """Of what a scatter's root says ahead: dtype, kind of array, dimensions, and up to 77 of these."""
 
 
-class Collectives:
-    """What a Communicator can do besides the collectives in which all ranks do the same."""
-
-    rank: int
-    size: int
-    _collectives: Dispatcher
-    _quick: Board | NeverQuick
+class Collectives(UniformCollectives):
+    """What a Communicator can do with all its ranks."""
 
     def reduce(
         self,
@@ -234,19 +228,6 @@ class Collectives:
         begin, end = source.address, source.address + source.nbytes
         if target.nbytes and target.address < end and begin < target.address + target.nbytes:
             raise ArgumentError(f"rank {self.rank}: out= overlaps x: pass another array, or none")
-        return target
-
-    # ---- what the operations share
-
-    def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
-        if out is None:
-            return arrays.empty(shape, source.dtype, as_tensor)
-        target = view(out, result=True)
-        if tuple(out.shape) != shape or target.dtype != source.dtype:
-            raise ArgumentError(
-                f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "
-                f"result has {shape} of {source.dtype.name}"
-            )
         return target
 
 

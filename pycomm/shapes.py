@@ -50,9 +50,9 @@ def checked_shape(value: int | Sequence[int], rank: int) -> Shape:
 
 
 def _number(value: SupportsIndex) -> int:
-    """Return an integer as an int, and −1 for anything else."""
+    """Return an integer as an int, and −1 for anything else, a bool too."""
     try:
-        return index(value)
+        return -1 if isinstance(value, bool) else index(value)
     except TypeError:
         return -1
 

@@ -13,17 +13,23 @@
 namespace pycomm {
 namespace {
 
+// An element of an array that may lie at any address.
+template <class T>
+struct [[gnu::packed]] Unaligned {
+  T value;
+};
+
 template <class El, Op O>
 struct Loop {
-  using S = typename El::S;
-  using A = typename El::A;
+  using S = Unaligned<typename El::S>;
+  using A = Unaligned<typename El::A>;
 
   static void widen(const void* x, void* partial, size_t count, const cpu::Reduction& r) {
     KeepDenormals mode;
     auto* in = static_cast<const S*>(x);
     auto* acc = static_cast<A*>(partial);
     PYCOMM_ELEMENTWISE
-    for (size_t i = 0; i < count; i++) acc[i] = enter<El, O>(in[i], r.factor);
+    for (size_t i = 0; i < count; i++) acc[i].value = enter<El, O>(in[i].value, r.factor);
   }
 
   static void accumulate(void* partial, const void* x, size_t count, const cpu::Reduction& r) {
@@ -31,7 +37,8 @@ struct Loop {
     auto* acc = static_cast<A*>(partial);
     auto* in = static_cast<const S*>(x);
     PYCOMM_ELEMENTWISE
-    for (size_t i = 0; i < count; i++) acc[i] = apply<O>(acc[i], enter<El, O>(in[i], r.factor));
+    for (size_t i = 0; i < count; i++)
+      acc[i].value = apply<O>(acc[i].value, enter<El, O>(in[i].value, r.factor));
   }
 
   static void finish(const void* partial, void* out, size_t count, const cpu::Reduction& r) {
@@ -39,7 +46,7 @@ struct Loop {
     auto* acc = static_cast<const A*>(partial);
     auto* to = static_cast<S*>(out);
     PYCOMM_ELEMENTWISE
-    for (size_t i = 0; i < count; i++) to[i] = leave<El, O>(acc[i], r.inputs);
+    for (size_t i = 0; i < count; i++) to[i].value = leave<El, O>(acc[i].value, r.inputs);
   }
 
   static void first_two(const void* a, const void* b, void* partial, size_t count,
@@ -50,7 +57,8 @@ struct Loop {
     auto* acc = static_cast<A*>(partial);
     PYCOMM_ELEMENTWISE
     for (size_t i = 0; i < count; i++)
-      acc[i] = apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor));
+      acc[i].value =
+          apply<O>(enter<El, O>(left[i].value, r.factor), enter<El, O>(right[i].value, r.factor));
   }
 
   static void only_two(const void* a, const void* b, void* out, size_t count,
@@ -61,8 +69,9 @@ struct Loop {
     auto* to = static_cast<S*>(out);
     PYCOMM_ELEMENTWISE
     for (size_t i = 0; i < count; i++)
-      to[i] = leave<El, O>(
-          apply<O>(enter<El, O>(left[i], r.factor), enter<El, O>(right[i], r.factor)), r.inputs);
+      to[i].value = leave<El, O>(
+          apply<O>(enter<El, O>(left[i].value, r.factor), enter<El, O>(right[i].value, r.factor)),
+          r.inputs);
   }
 
   static void last(const void* partial, const void* x, void* out, size_t count,
@@ -73,7 +82,8 @@ struct Loop {
     auto* to = static_cast<S*>(out);
     PYCOMM_ELEMENTWISE
     for (size_t i = 0; i < count; i++)
-      to[i] = leave<El, O>(apply<O>(acc[i], enter<El, O>(in[i], r.factor)), r.inputs);
+      to[i].value =
+          leave<El, O>(apply<O>(acc[i].value, enter<El, O>(in[i].value, r.factor)), r.inputs);
   }
 };
 

@@ -128,7 +128,7 @@ std::shared_ptr<Receive> Mailbox::deliver(const Envelope& envelope, const char* 
 // Gives a message to the first receive that takes it, or keeps it.
 std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin) {
   if (closed_.contains(envelope.context)) {
-    if (origin.block) origin.block->refuse();
+    refuse(origin);
     return nullptr;
   }
   auto found = std::find_if(posted_.begin(), posted_.end(),
@@ -141,6 +141,12 @@ std::shared_ptr<Receive> Mailbox::arrive(const Envelope& envelope, Origin origin
   posted_.erase(found);
   take_over(receive, envelope, origin);
   return receive;
+}
+
+void Mailbox::refuse(const Origin& origin) {
+  if (!origin.block) return;
+  origin.block->refuse();
+  origin.from->doorbell().ring();
 }
 
 // A small message is copied. A large one stays where it is, unless too many do: a sender that has
@@ -209,11 +215,19 @@ void Mailbox::progress(int number) {
       if (mates_[m] && (number == kEverybody || number == m)) read(*mates_[m]);
     for (auto& mate : mates_)
       if (queued_ && mate) flush(*mate);
-    std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
-    if (active_.empty()) return note_pending();
     active = active_;
+    if (active.empty()) return note_pending();
   }
-  for (auto& receive : active) receive->advance();
+  bool any_done = false;
+  for (auto& receive : active) any_done |= receive->advance();
+  if (any_done) drop_done();
+}
+
+// What is done is its owner's alone, and with it the slot that it may keep.
+void Mailbox::drop_done() {
+  std::lock_guard lock(mutex_);
+  std::erase_if(active_, [](auto& receive) { return receive->done.load(); });
+  note_pending();
 }
 
 void Mailbox::read(Mate& mate) {
@@ -245,8 +259,7 @@ void Mailbox::forget(uint32_t context) {
   std::erase_if(arrived_, [&](Arrived& a) {
     if (a.envelope.context != context) return false;
     count_untaken(a, a.envelope, -1);
-    if (a.block) a.block->refuse();
-    if (a.block) a.from->doorbell().ring();
+    refuse(a);
     return true;
   });
   note_pending();

@@ -89,6 +89,8 @@ class Mailbox {
   };
   void read(Mate&);
   void flush(Mate&);
+  void drop_done();
+  static void refuse(const Origin&);
   void keep(const Envelope&, Origin);
   static std::shared_ptr<void> take_alone(const Envelope&, const Origin&);
   static bool too_many_untaken(const Origin&, const Envelope&);

@@ -84,6 +84,9 @@ struct Receive {
   std::atomic<bool> matched = false, done = false;
   uint64_t record = 0;
 
+  Receive() {}
+  Receive(uint32_t of_context, int from_source, int64_t with_tag, bool keep)
+      : context(of_context), source(from_source), tag(with_tag), may_keep(keep) {}
   bool matches(const Envelope& e) const {
     return e.context == context && e.tag == tag && (source == kAnyone || source == e.source);
   }

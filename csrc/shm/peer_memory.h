@@ -2,13 +2,11 @@
 // kernel ("cross-memory attach": Goglin and Moreaud, KNEM, JPDC 2013).
 #pragma once
 
-#include <sys/uio.h>
-
-#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <system_error>
 
+#include "shm/remote.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
 
@@ -38,26 +36,20 @@ class PeerMemory {
     if (mapped_)
       std::memcpy(to, mapped_ + offset, bytes);
     else
-      transfer(process_vm_readv, to, offset, bytes);
+      check(read_process(pid_, to, address_ + offset, bytes));
   }
   void write(const char* from, size_t offset, size_t bytes) const {
     if (mapped_)
       std::memcpy(mapped_ + offset, from, bytes);
     else
-      transfer(process_vm_writev, const_cast<char*>(from), offset, bytes);
+      check(write_process(pid_, address_ + offset, from, bytes));
   }
 
   char* mapped() const { return mapped_; }
 
  private:
-  template <class Call>
-  void transfer(Call call, char* here, size_t offset, size_t bytes) const {
-    while (bytes) {
-      iovec mine{here, bytes}, theirs{reinterpret_cast<void*>(address_ + offset), bytes};
-      const ssize_t moved = call(pid_, &mine, 1, &theirs, 1, 0);
-      if (moved < 0) throw std::system_error(errno, std::generic_category(), "process_vm");
-      here += moved, offset += size_t(moved), bytes -= size_t(moved);
-    }
+  static void check(int error) {
+    if (error) throw std::system_error(error, std::generic_category(), "process_vm");
   }
 
   int pid_;

@@ -20,16 +20,26 @@ struct PageScan {
 constexpr uint64_t kIsHuge = 1 << 6;
 constexpr unsigned long kScan = _IOWR('f', 16, PageScan);
 
+// `call`: process_vm_readv or process_vm_writev, which moves less than 2 GiB at a time.
+template <class Call>
+int transfer(Call call, int pid, char* here, uint64_t there, size_t bytes) {
+  while (bytes) {
+    iovec mine{here, bytes}, theirs{reinterpret_cast<void*>(there), bytes};
+    const ssize_t moved = call(pid, &mine, 1, &theirs, 1, 0);
+    if (moved <= 0) return moved ? errno : EFAULT;
+    here += moved, there += uint64_t(moved), bytes -= size_t(moved);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int read_process(int pid, char* to, uint64_t from, size_t bytes) {
-  while (bytes) {  // one call reads less than 2 GiB
-    iovec here{to, bytes}, there{reinterpret_cast<void*>(from), bytes};
-    const ssize_t got = process_vm_readv(pid, &here, 1, &there, 1, 0);
-    if (got <= 0) return got ? errno : EFAULT;
-    to += got, from += uint64_t(got), bytes -= size_t(got);
-  }
-  return 0;
+  return transfer(process_vm_readv, pid, to, from, bytes);
+}
+
+int write_process(int pid, uint64_t to, const char* from, size_t bytes) {
+  return transfer(process_vm_writev, pid, const_cast<char*>(from), to, bytes);
 }
 
 bool in_huge_pages(const void* memory, size_t bytes) {

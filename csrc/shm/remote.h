@@ -1,4 +1,4 @@
-// Reading the ordinary memory of another process, where the system allows it.
+// Reading and writing the ordinary memory of another process, where the system allows it.
 #pragma once
 
 #include <cstddef>
@@ -6,8 +6,9 @@
 
 namespace pycomm::shm {
 
-// Copies `bytes` at `from` in process `pid`. Returns 0 or errno, then with a part copied.
+// Copy `bytes` at `from`, or to `to`, in process `pid`. Return 0, or errno with a part copied.
 int read_process(int pid, char* to, uint64_t from, size_t bytes);
+int write_process(int pid, uint64_t to, const char* from, size_t bytes);
 
 // Whether memory of this process lies in huge pages, by the page in its middle; false where the
 // system cannot say. Reading small ones of another process is slower than copying twice.

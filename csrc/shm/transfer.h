@@ -1,8 +1,7 @@
 // One large message between two processes: how sender and receiver agree on who copies.
 //
 //   offered ──receiver──▸ taken ▸ moving ──both copy pieces, both acknowledge──▸ free
-//      └────sender─────▸ filling ▸ filled ──receiver copies, or: kept for a while──▸ returned ▸
-//      free
+//      └────sender─────▸ filling ▸ filled ──receiver copies, or: kept a while──▸ returned ▸ free
 //
 // A receiver that comes takes the data straight from the sender's memory, and a sender that waits
 // meanwhile helps: each piece is copied by who claims it first. A sender that finds nobody there
@@ -11,7 +10,7 @@
 // `refused`: the receiver has closed the communicator. `failed`: one side cannot reach the other's
 // memory. The side that did not say so sees it and frees the block.
 //
-// Memory-ordering rules. Every step of `state` releases what was written before it. `done` counts
+// Memory-ordering rules. Every step of `stage` releases what was written before it. `done` counts
 // copied pieces (release) and who sees all of them (acquire) sees the data. A block is used anew
 // only after both sides have acknowledged, or the receiver has returned the slot.
 #pragma once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from pycomm.algorithms import gather, pairwise, recursive, ring
 from pycomm.algorithms.recursive import rounds
@@ -17,6 +18,13 @@ from pycomm.types import SUM, ReduceOp
 
 NEEDS = "several hosts with the same number of ranks on each, more than one"
 
+BETWEEN_HOSTS: dict[str, Any] = {
+    "supports": lambda transport: transport.across is not None,
+    "needs": NEEDS,
+    "by_host": True,
+}
+"""What is the same of all algorithms in which every rank does its share between hosts."""
+
 
 @algorithm(
     "all_reduce",
@@ -24,10 +32,8 @@ NEEDS = "several hosts with the same number of ranks on each, more than one"
     order="hierarchical",
     steps=lambda ranks, nbytes, hosts: 2 * (hosts - 1) + 2,
     wire_bytes=lambda ranks, nbytes, hosts: 2 * (hosts - 1) * nbytes / ranks,
-    supports=lambda transport: transport.across is not None,
-    needs=NEEDS,
-    by_host=True,
     opens=True,
+    **BETWEEN_HOSTS,
 )
 def all_reduce(
     transport: Transport, kernels: Kernels, job: Job, segment_bytes: int = SEGMENT_BYTES
@@ -63,10 +69,8 @@ def all_reduce(
     order="hierarchical",
     steps=lambda ranks, nbytes, hosts: rounds(hosts) + 1,
     wire_bytes=lambda ranks, nbytes, hosts: (hosts - 1) * nbytes,
-    supports=lambda transport: transport.across is not None,
-    needs=NEEDS,
-    by_host=True,
     opens=True,
+    **BETWEEN_HOSTS,
 )
 def small_all_reduce(transport: Transport, kernels: Kernels, job: Job) -> None:
     """Reduce on h hosts in ⌈log₂ h⌉ steps between hosts; the same bits as `hierarchical`.

@@ -11,7 +11,14 @@ from dataclasses import replace
 import numpy as np
 
 from pycomm.algorithms import pairwise, recursive, ring
-from pycomm.algorithms.hierarchical import NEEDS, as_partials, levels, on_host, part, plain
+from pycomm.algorithms.hierarchical import (
+    BETWEEN_HOSTS,
+    as_partials,
+    levels,
+    on_host,
+    part,
+    plain,
+)
 from pycomm.algorithms.recursive import rounds
 from pycomm.algorithms.registry import algorithm
 from pycomm.algorithms.ring import SEGMENT_BYTES, chunk_counts
@@ -27,10 +34,8 @@ from pycomm.transport.job import Job
     order="hierarchical",
     steps=lambda ranks, nbytes, hosts: 2 * hosts - 1,
     wire_bytes=lambda ranks, nbytes, hosts: (hosts - 1) * nbytes / ranks,
-    supports=lambda transport: transport.across is not None,
-    needs=NEEDS,
-    by_host=True,
     opens=True,
+    **BETWEEN_HOSTS,
 )
 def reduce_scatter(
     transport: Transport, kernels: Kernels, job: Job, segment_bytes: int = SEGMENT_BYTES
@@ -66,9 +71,7 @@ def reduce_scatter(
     "hierarchical",
     steps=lambda ranks, nbytes, hosts: 2 * hosts - 1,
     wire_bytes=lambda ranks, nbytes, hosts: (hosts - 1) * nbytes / ranks,
-    supports=lambda transport: transport.across is not None,
-    needs=NEEDS,
-    by_host=True,
+    **BETWEEN_HOSTS,
 )
 def all_gather(
     transport: Transport, kernels: Kernels, job: Job, segment_bytes: int = SEGMENT_BYTES
@@ -99,9 +102,7 @@ def all_gather(
     "hierarchical",
     steps=lambda ranks, nbytes, hosts: rounds(hosts) + 2,
     wire_bytes=lambda ranks, nbytes, hosts: rounds(hosts) * nbytes * hosts / ranks,
-    supports=lambda transport: transport.across is not None,
-    needs=NEEDS,
-    by_host=True,
+    **BETWEEN_HOSTS,
 )
 def broadcast(
     transport: Transport, kernels: Kernels, job: Job, segment_bytes: int = SEGMENT_BYTES

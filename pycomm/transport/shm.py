@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pycomm import _native
 from pycomm._native import Board, Engine, Operation, Prepared
-from pycomm.errors import (
-    CommError,
-    CommTimeoutError,
-    DeadlockError,
-    DepartedError,
-    MismatchError,
-    RankFailedError,
-)
+from pycomm.errors import MismatchError
 from pycomm.observe.stats import Stats
 from pycomm.transport.base import Request, Transport
+from pycomm.transport.failures import FAILURES, Failures, Reporter
 from pycomm.transport.job import Job, traffic_bytes
 from pycomm.transport.sharing import Exchange, share
 
 _logger = logging.getLogger("pycomm")
-
-
-class Reporter(Protocol):
-    """Says where everyone is, for error messages."""
-
-    def report(self) -> str:
-        """Return where every rank is."""
-
-    def failure(self, what: object) -> RankFailedError | None:
-        """Return the error for `what`, an operation, if a rank has died."""
-
-    def deadlock(self, cycle: list[int]) -> DeadlockError:
-        """Return the error for a cycle of processes that wait for each other."""
 
 
 def _warn(rank: int, peer: int, waited_s: float) -> None:
@@ -45,15 +25,6 @@ def _warn(rank: int, peer: int, waited_s: float) -> None:
 
 
 _native.call_when_late(_warn)
-_FAILURES = (
-    _native.Mismatch,
-    _native.Interrupted,
-    _native.Stalled,
-    _native.Deadlock,
-    _native.Departed,
-    _native.Died,
-    _native.Unreadable,
-)
 
 
 class NeverQuick:
@@ -83,13 +54,11 @@ class SharedMemory(Transport):
     ):
         self._board = board
         self._engine = Engine(board, list(cores))
-        self._names = names
         self._messages = messages
         self.rank = messages.rank
         self.size = messages.size
-        self._timeout = timeout
         self._stats = stats
-        self._peers = peers
+        self._failures = Failures(self.rank, names, timeout, peers)
 
     @classmethod
     def connect(
@@ -171,8 +140,8 @@ class SharedMemory(Transport):
         waited_s = self._board.waited_s
         try:
             self._prepared(job).run()
-        except _FAILURES as error:
-            raise self._explained(error, job.kind) from None
+        except FAILURES as error:
+            raise self._failures.explained(error, job.kind) from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 
@@ -208,32 +177,11 @@ class SharedMemory(Transport):
                 operation.check()
         except _native.Mismatch:
             return MismatchError.of_calls(self.rank, operation.notes)
-        except _FAILURES as error:
-            return self._explained(error, operation.kind)
+        except FAILURES as error:
+            return self._failures.explained(error, operation.kind)
         except Exception as error:
             return error
         return None
-
-    def _explained(self, error: Exception, kind: str) -> CommError:
-        """Return the error of pycomm for one of _FAILURES."""
-        me = f"rank {self._names[self.rank]}"
-        if isinstance(error, _native.Mismatch):
-            return MismatchError()
-        if isinstance(error, _native.Interrupted):
-            return CommError(f"{me}: an earlier operation was interrupted")
-        if isinstance(error, _native.Deadlock):
-            return self._peers.deadlock(error.args[0])
-        if isinstance(error, _native.Died):
-            what = f"{me} waits in {kind}"
-            return self._peers.failure(what) or RankFailedError(what)
-        who = f"rank {self._names[error.args[0]]}"
-        if isinstance(error, _native.Unreadable):
-            what = f"{me} cannot read the memory of {who}: {os.strerror(error.args[1])}"
-            return CommError(f"{what}; PYCOMM_PEER_READS=never does without")
-        if isinstance(error, _native.Departed):
-            return DepartedError(f"{me} waits in {kind}, but {who} has left")
-        late = f"{who} did not come to {kind} within {self._timeout:g} s"
-        return CommTimeoutError(f"{me}: {late}\n{self._peers.report()}")
 
     def _prepared(self, job: Job) -> Prepared:
         prepared: Prepared = getattr(self, f"_{job.kind}")(job)
