@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pycomm.errors import ArgumentError, UnsupportedError
@@ -13,6 +13,7 @@ from pycomm.kernels.cuda_user_ops import CudaUserOps
 from pycomm.kernels.device import (
     DeviceView,
     Named,
+    are_alike,
     check_apart,
     check_count,
     check_device,
@@ -25,7 +26,6 @@ from pycomm.types import DTYPES, OPS, SUM, DType, ReduceOp
 MOST_ARRAYS = 128
 """Inputs, and outputs, of one launch; `kReduceArrays` in csrc/cuda/reduce.cu."""
 
-_HEAD = struct.Struct("<3q2d2Q")
 _BYTES = DTYPES["uint8"]
 _BOR = ReduceOp("bor")
 
@@ -49,155 +49,163 @@ class CudaKernels(CudaConvert, CudaUserOps):
         kernel = _kernel(dtype, _plain(op, dtype))
         if not inputs or not outputs:
             raise ArgumentError(f"reduce of {len(inputs)} inputs into {len(outputs)} outputs")
-        sources = named("inputs", [device_view(x) for x in inputs])
-        targets = named("outputs", [device_view(x) for x in outputs])
-        check_device(sources + targets, self._launcher.device)
-        count = check_count(sources + targets, dtype)
-        check_apart(targets, sources + targets)
+        reads = [device_view(x) for x in inputs]
+        writes = [device_view(x) for x in outputs]
+        if not are_alike(reads, writes, dtype, self._launcher.device):
+            self._explain(reads, writes, dtype)
+        nbytes = reads[0].nbytes
+        count = nbytes // dtype.itemsize
         if isinstance(op, UserOp):
-            return self._fold(sources, targets, count, dtype, op)
-        partial = self._partial_of_first(sources, count, dtype, op, kernel)
-        first = (len(sources) - 1) // MOST_ARRAYS * MOST_ARRAYS
+            return self._fold(reads, writes, count, dtype, op)
+        partial = self._partial_of_first(reads, count, dtype, op, kernel)
+        first = (len(reads) - 1) // MOST_ARRAYS * MOST_ARRAYS
         self._launch(
             kernel,
             count,
-            inputs=[m.view.address for m in sources[first:]],
-            outputs=[m.view.address for m in targets[:MOST_ARRAYS]],
+            nbytes,
+            inputs=[v.address for v in reads[first:]],
+            outputs=[v.address for v in writes[:MOST_ARRAYS]],
             partial_in=partial.address if partial else 0,
-            divisor=len(sources),
+            divisor=len(reads),
             factor=op.factor,
-            nbytes=sources[0].view.nbytes,
         )
-        self._copy(targets[0].view, targets[MOST_ARRAYS:])
+        self._copy(writes[0], writes[MOST_ARRAYS:])
+
+    def _explain(
+        self, reads: Sequence[DeviceView], writes: Sequence[DeviceView], dtype: DType
+    ) -> None:
+        """Raise the error that says what is wrong with the arrays of a reduction."""
+        sources, targets = named("inputs", reads), named("outputs", writes)
+        check_device(sources + targets, self._launcher.device)
+        check_count(sources + targets, dtype)
+        check_apart(targets, sources + targets)
 
     def _fold(
         self,
-        inputs: Sequence[Named],
-        outputs: Sequence[Named],
+        reads: Sequence[DeviceView],
+        writes: Sequence[DeviceView],
         count: int,
         dtype: DType,
         op: UserOp,
     ) -> None:
         """Reduce by a user's operation, one input after another where one launch cannot."""
-        sources, targets = ([m.view for m in side] for side in (inputs, outputs))
-        if len(sources) <= MOST_ARRAYS:
-            written = [v.address for v in targets[:MOST_ARRAYS]]
-            self._reduce_by_user([v.address for v in sources], written, count, dtype, op)
+        if len(reads) <= MOST_ARRAYS:
+            written = [v.address for v in writes[:MOST_ARRAYS]]
+            self._reduce_by_user([v.address for v in reads], written, count, dtype, op)
         else:
             partial = device_view(self._launcher.empty(count * dtype.partial.itemsize))
-            self.widen(sources[0], partial, dtype, op)
-            for x in sources[1:]:
+            self.widen(reads[0], partial, dtype, op)
+            for x in reads[1:]:
                 self.accumulate(partial, x, dtype, op)
-            for out in targets[:MOST_ARRAYS]:
-                self.finish(partial, out, dtype, op, len(sources))
-        self._copy(targets[0], outputs[MOST_ARRAYS:])
+            for out in writes[:MOST_ARRAYS]:
+                self.finish(partial, out, dtype, op, len(reads))
+        self._copy(writes[0], writes[MOST_ARRAYS:])
 
     def _partial_of_first(
-        self, inputs: Sequence[Named], count: int, dtype: DType, op: ReduceOp, kernel: str
+        self, reads: Sequence[DeviceView], count: int, dtype: DType, op: ReduceOp, kernel: str
     ) -> DeviceView | None:
         """Return the partial result of all inputs but those of the last launch."""
-        if len(inputs) <= MOST_ARRAYS or count == 0:
+        if len(reads) <= MOST_ARRAYS or count == 0:
             return None
         partial = device_view(self._launcher.empty(count * dtype.partial.itemsize))
-        for first in range(0, len(inputs) - MOST_ARRAYS, MOST_ARRAYS):
+        for first in range(0, len(reads) - MOST_ARRAYS, MOST_ARRAYS):
             self._launch(
                 kernel,
                 count,
-                inputs=[m.view.address for m in inputs[first : first + MOST_ARRAYS]],
+                partial.nbytes,
+                inputs=[v.address for v in reads[first : first + MOST_ARRAYS]],
                 partial_in=partial.address if first else 0,
                 partial_out=partial.address,
                 factor=op.factor,
-                nbytes=partial.nbytes,
             )
         return partial
 
-    def _copy(self, source: DeviceView, targets: Sequence[Named]) -> None:
+    def _copy(self, source: DeviceView, targets: Sequence[DeviceView]) -> None:
         """Copy into those outputs that one launch has no room for."""
-        kernel = f"reduce<{_BYTES.code},{SUM.code}>"
+        kernel, nbytes = _kernel(_BYTES, SUM), source.nbytes
         for first in range(0, len(targets), MOST_ARRAYS):
-            outputs = [m.view.address for m in targets[first : first + MOST_ARRAYS]]
-            self._launch(kernel, source.nbytes, [source.address], outputs, nbytes=source.nbytes)
+            outputs = [v.address for v in targets[first : first + MOST_ARRAYS]]
+            self._launch(kernel, nbytes, nbytes, [source.address], outputs)
 
     def widen(self, x: Any, partial: Any, dtype: DType, op: ReduceOp) -> None:
         """Convert `x` (dtype) into `partial` (dtype.partial), multiplied by op.factor if premul."""
         kernel = _kernel(dtype, _plain(op, dtype))
         read, wide, count = self._with_partial("x", x, partial, dtype)
-        check_apart([wide], [read], same=dtype.partial is dtype)
         self._launch(
             kernel,
             count,
-            inputs=[read.view.address],
-            partial_out=wide.view.address,
+            wide.nbytes,
+            inputs=[read.address],
+            partial_out=wide.address,
             factor=op.factor,
-            nbytes=wide.view.nbytes,
         )
 
     def accumulate(self, partial: Any, x: Any, dtype: DType, op: ReduceOp) -> None:
         """Set partial = partial op widened(x), element by element."""
         kernel = _kernel(dtype, _plain(op, dtype))
         read, wide, count = self._with_partial("x", x, partial, dtype)
-        check_apart([wide], [read], same=dtype.partial is dtype)
         if isinstance(op, UserOp):
-            return self._accumulate_by_user(wide.view.address, read.view.address, count, dtype, op)
+            return self._accumulate_by_user(wide.address, read.address, count, dtype, op)
         self._launch(
             kernel,
             count,
-            inputs=[read.view.address],
-            partial_in=wide.view.address,
-            partial_out=wide.view.address,
+            wide.nbytes,
+            inputs=[read.address],
+            partial_in=wide.address,
+            partial_out=wide.address,
             factor=op.factor,
-            nbytes=wide.view.nbytes,
         )
 
     def finish(self, partial: Any, output: Any, dtype: DType, op: ReduceOp, inputs: int) -> None:
         """Round `partial` (dtype.partial) into `output` (dtype); avg divides by `inputs` first."""
         kernel = _kernel(dtype, _plain(op, dtype))
         written, wide, count = self._with_partial("output", output, partial, dtype)
-        check_apart([written], [wide], same=dtype.partial is dtype)
         self._launch(
             kernel,
             count,
-            outputs=[written.view.address],
-            partial_in=wide.view.address,
+            wide.nbytes,
+            outputs=[written.address],
+            partial_in=wide.address,
             divisor=inputs,
-            nbytes=wide.view.nbytes,
         )
 
     def _with_partial(
         self, name: str, x: Any, partial: Any, dtype: DType
-    ) -> tuple[Named, Named, int]:
+    ) -> tuple[DeviceView, DeviceView, int]:
         """Return an array and the partial result of as many elements, checked."""
         narrow, wide = Named(name, device_view(x)), Named("partial", device_view(partial))
-        check_device([narrow, wide], self._launcher.device)
-        count = check_count([narrow], dtype)
-        check_count([wide], dtype.partial, count)
-        return narrow, wide, count
+        check_device((narrow, wide), self._launcher.device)
+        count = check_count((narrow,), dtype)
+        check_count((wide,), dtype.partial, count)
+        check_apart((wide,), (narrow,), same=dtype.accumulator == dtype.name)
+        return narrow.view, wide.view, count
 
     def _launch(
         self,
         kernel: str,
         count: int,
+        nbytes: int,
         inputs: Sequence[int] = (),
         outputs: Sequence[int] = (),
         partial_in: int = 0,
         partial_out: int = 0,
         divisor: int = 1,
         factor: float = 1.0,
-        nbytes: int = 0,
     ) -> None:
-        """Launch a reduction of arrays at these addresses; `nbytes` is the size of the largest."""
+        """Launch a reduction of arrays at these addresses, the largest of which has `nbytes`."""
         if count == 0:
             return
-        head = _HEAD.pack(
-            count, len(inputs), len(outputs), divisor, factor, partial_in, partial_out
-        )
-        self._launcher.launch(
-            kernel, self._grid(nbytes), head + _addresses(inputs) + _addresses(outputs)
-        )
+        reads, writes = len(inputs), len(outputs)
+        head = (count, reads, writes, divisor, factor, partial_in, partial_out)
+        args = _layout(reads, writes).pack(*head, *inputs, *outputs)
+        self._launcher.launch(kernel, self._grid(nbytes), args)
 
 
-def _addresses(addresses: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(addresses)}Q", *addresses).ljust(8 * MOST_ARRAYS, b"\0")
+@cache
+def _layout(inputs: int, outputs: int) -> struct.Struct:
+    """Return the layout of ReduceArgs in csrc/cuda/reduce.cu, with that many addresses."""
+    free = [8 * (MOST_ARRAYS - used) for used in (inputs, outputs)]
+    return struct.Struct(f"<3q2d2Q{inputs}Q{free[0]}x{outputs}Q{free[1]}x")
 
 
 def _plain(op: ReduceOp, dtype: DType) -> ReduceOp:
@@ -209,16 +217,15 @@ def _plain(op: ReduceOp, dtype: DType) -> ReduceOp:
 
 def _kernel(dtype: DType, op: ReduceOp) -> str:
     """Return the name of the kernel, or raise UnsupportedError where there is none."""
-    if getattr(dtype, "name", None) not in DTYPES:
-        raise UnsupportedError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if op.name not in OPS:
-        raise UnsupportedError(
-            f"op={op.name!r} has no kernel here: those of pycomm.reduce_op are Numba's"
-        )
-    return _kernel_name(dtype.name, op.name)
+    return _kernel_name(getattr(dtype, "name", str(dtype)), op.name)
 
 
 @lru_cache(maxsize=1024)
 def _kernel_name(dtype: str, op: str) -> str:
-    found = ReduceOp(op).on(DTYPES[dtype])
-    return f"reduce<{DTYPES[dtype].code},{found.code}>"
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if op not in OPS:
+        raise UnsupportedError(
+            f"op={op!r} has no kernel here: those of pycomm.reduce_op are Numba's"
+        )
+    return f"reduce<{DTYPES[dtype].code},{ReduceOp(op).on(DTYPES[dtype]).code}>"

@@ -78,6 +78,33 @@ def place(device: int) -> str:
     return "the host" if device == HOST else f"cuda:{device}"
 
 
+def alignment(dtype: DType) -> int:
+    """Return what the address of an element is a multiple of, in bytes."""
+    return dtype.itemsize // 2 if dtype.family == "complex" else dtype.itemsize
+
+
+def are_alike(
+    reads: Sequence[DeviceView], writes: Sequence[DeviceView], dtype: DType, device: int
+) -> bool:
+    """Say, fast, that the checks below find nothing wrong with arrays of one size and `dtype`."""
+    _, nbytes, _, _ = reads[0]
+    align = alignment(dtype)
+    if nbytes % dtype.itemsize:
+        return False
+    for target, size, place, _ in writes:
+        if size != nbytes or place != device or target % align:
+            return False
+        for other in writes:
+            if 0 < abs(target - other.address) < nbytes:
+                return False
+        for source, size, place, _ in reads:
+            if size != nbytes or place != device or source % align:
+                return False
+            if 0 < abs(target - source) < nbytes:
+                return False
+    return True
+
+
 def check_device(memory: Sequence[Named], device: int) -> None:
     """Raise ArgumentError unless all memory is on `device`."""
     for m in memory:
@@ -94,7 +121,7 @@ def check_count(memory: Sequence[Named], dtype: DType, count: int | None = None)
     Raises:
         ArgumentError: they hold different numbers, or are no whole elements, or not aligned.
     """
-    align = dtype.itemsize // 2 if dtype.family == "complex" else dtype.itemsize
+    align = alignment(dtype)
     for m in memory:
         found, rest = divmod(m.view.nbytes, dtype.itemsize)
         if rest or m.view.address % align:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from tests.cuda.host import HostLauncher
 from tests.cuda.place import Place
 
+COMPILERS = [name for name in ("c++", "clang++") if shutil.which(name)]
 
-@pytest.fixture
-def place() -> Place:
-    """Kernels that run on the host."""
-    return Place(np, HostLauncher())
+
+@pytest.fixture(params=COMPILERS)
+def place(request: pytest.FixtureRequest) -> Place:
+    """Kernels that run on the host, built by every compiler there is."""
+    return Place(np, HostLauncher(compiler=request.param))

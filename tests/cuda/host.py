@@ -145,6 +145,7 @@ def _compile(source: str, library: Path, command: list[str]) -> None:
     program.write_text(source)
     made = program.with_suffix(".so")
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}"]
-    subprocess.run([*command, *include, "-o", made, program], check=True)
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run([*command, *include, "-o", made, program], check=True, env=plain)
     made.replace(library)
     program.unlink()

@@ -39,7 +39,14 @@ def test_a_kernel_is_compiled_once(
 
 def test_a_gpu_that_is_newer_than_the_compiler_gets_ptx(compiler: nvrtc.Nvrtc, tmp_path: Path):
     binary = compiled(compiler, "convert<9,11>", 999, tmp_path)
-    assert b".target sm_" in binary.code and b".ftz" not in binary.code
+    assert b".target sm_" in binary.code
+
+
+def test_nothing_is_contracted_or_flushed(compiler: nvrtc.Nvrtc, tmp_path: Path):
+    for kernel in ("reduce<16,2>", "reduce<11,1>", "reduce<10,8>"):
+        ptx = compiled(compiler, kernel, 999, tmp_path).code
+        assert b"mul.rn.f" in ptx or b"div.rn.f" in ptx
+        assert b"fma." not in ptx and b".ftz" not in ptx and b".approx" not in ptx, kernel
 
 
 def test_what_does_not_compile_is_an_error_with_the_log(
