@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
 BLOCK_THREADS = 256
@@ -31,6 +32,12 @@ class Launcher(Protocol):
 
     def empty(self, nbytes: int) -> Any:
         """Return scratch memory: a uint8 array on the device."""
+
+    def upload(self, data: bytes) -> DeviceView:
+        """Return device memory that holds `data` when the call returns, for launches on any stream.
+
+        The view owns the memory.
+        """
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pycomm.kernels.device import DeviceView
 from pycomm.kernels.launcher import BLOCK_THREADS, expression_of, file_of, kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -67,6 +68,12 @@ class HostLauncher:
         room = np.full(nbytes + 16, 255, np.uint8)
         start = -room.ctypes.data % 16
         return room[start : start + nbytes]
+
+    def upload(self, data: bytes) -> DeviceView:
+        """Return a copy."""
+        copy = self.empty(len(data))
+        copy[:] = np.frombuffer(data, np.uint8)
+        return DeviceView(copy.ctypes.data, copy.nbytes, 0, owner=copy)
 
 
 @cache
