@@ -1,18 +1,25 @@
-"""Memory of a device as kernels see it."""
+"""Memory that CUDA kernels are given: address, size and device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+HOST = -1
+"""The device of memory that is on none."""
 
 
-@dataclass(frozen=True)
-class DeviceView:
-    """Contiguous memory: its address, how many bytes, and the number of the device it is on.
+class DeviceView(NamedTuple):
+    """Contiguous memory at `address`; `device` is a GPU's number, or `HOST`.
 
-    `owner` is what must live as long as the view, if anything; it is no part of the comparison.
+    `owner`, if any, is kept alive by the view.
     """
 
     address: int
     nbytes: int
-    device: int = 0
-    owner: object = field(default=None, compare=False, repr=False)
+    device: int
+    owner: Any = None
+
+
+def place(device: int) -> str:
+    """Return what a device is called."""
+    return "the host" if device == HOST else f"cuda:{device}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.conversions import BYTES, packed_pairs
 from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
@@ -60,6 +61,8 @@ def _existing() -> Iterator[tuple[int, int]]:
 
 TEMPLATES: dict[str, Template] = {
     "reduce": Template("reduce.cu", _existing),
+    "pack": Template("pack.cu", packed_pairs),
+    "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),
 }
 """Every kernel template by name; a new one is a line here."""
 

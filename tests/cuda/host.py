@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pycomm.kernels.device import DeviceView
+from pycomm.kernels.device import HOST, DeviceView
 from pycomm.kernels.launcher import BLOCK_THREADS, expression_of, file_of, kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,7 +73,7 @@ class HostLauncher:
         """Return a copy."""
         copy = self.empty(len(data))
         copy[:] = np.frombuffer(data, np.uint8)
-        return DeviceView(copy.ctypes.data, copy.nbytes, 0, owner=copy)
+        return DeviceView(copy.ctypes.data, copy.nbytes, HOST, copy)
 
 
 @cache
