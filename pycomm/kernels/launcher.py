@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
 from pycomm.kernels.conversions import BYTES, packed_pairs
+from pycomm.kernels.cuda_strides import strided_kernels, transpose_kernels
 from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
@@ -63,6 +64,9 @@ TEMPLATES: dict[str, Template] = {
     "reduce": Template("reduce.cu", _existing),
     "pack": Template("pack.cu", packed_pairs),
     "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),
+    "strided_items": Template("strided.cu", strided_kernels),
+    "strided_rows": Template("strided.cu", lambda: [(0,), (1,)]),
+    "transpose": Template("transpose.cu", transpose_kernels),
 }
 """Every kernel template by name; a new one is a line here."""
 
