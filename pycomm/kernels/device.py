@@ -147,7 +147,7 @@ def check_apart(written: Sequence[Named], others: Sequence[Named], same: bool = 
         start, end = w.view.address, w.view.address + w.view.nbytes
         for other in others:
             low, high = other.view.address, other.view.address + other.view.nbytes
-            if other is w or high <= start or end <= low:
+            if other is w or max(start, low) >= min(end, high):
                 continue
             if not (same and (low, high) == (start, end)):
                 raise ArgumentError(

@@ -8,6 +8,8 @@ from itertools import product
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.conversions import BYTES, packed_pairs
+from pycomm.kernels.cuda_strides import strided_kernels, transpose_kernels
 from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
@@ -57,7 +59,10 @@ class Launcher(Protocol):
         """Return scratch memory: a uint8 array on the device."""
 
     def upload(self, data: bytes) -> DeviceView:
-        """Return a copy of `data` on the device, which lives as long as the view."""
+        """Return device memory that holds `data` when the call returns, for launches on any stream.
+
+        The view owns the memory.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,11 @@ def _float_pairs() -> Iterator[tuple[int, int]]:
 TEMPLATES: dict[str, Template] = {
     "convert": Template("convert.cu", _float_pairs),
     "reduce": Template("reduce.cu", _existing),
+    "pack": Template("pack.cu", packed_pairs),
+    "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),
+    "strided_items": Template("strided.cu", strided_kernels),
+    "strided_rows": Template("strided.cu", lambda: [(0,), (1,)]),
+    "transpose": Template("transpose.cu", transpose_kernels),
 }
 """Every kernel template by name; a new one is a line here."""
 

@@ -1,0 +1,249 @@
+"""Many arrays ↔ one bucket on a GPU, in one launch; also the chunks of an all-to-all."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.kernels.conversions import BYTES, convertible
+from pycomm.kernels.cuda_pieces import Pieces, consecutive, overlapping_pair
+from pycomm.kernels.device import DeviceView, Named, check_device, device_view, named
+from pycomm.kernels.launcher import Launcher
+from pycomm.types import DType
+
+INLINE_PIECES = 120
+"""A table of up to so many pieces travels with the launch; `kInlinePieces` in pack.cu."""
+BLOCKS_PER_MULTIPROCESSOR = 8
+
+
+class Packing:
+    """Arrays and their places in a bucket: pack copies them in, unpack out, in one launch each.
+
+    The table of places is made once; a Packing serves any number of calls and buckets while the
+    arrays stay where they are. Any sizes, any alignment.
+
+    Attributes:
+        bucket_bytes: what a bucket must hold at least.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        arrays: Sequence[Any],
+        dtype: DType | Sequence[DType],
+        bucket_dtype: DType | None = None,
+        offsets: Sequence[int] | None = None,
+    ):
+        """Check the arrays and lay them out.
+
+        Args:
+            launcher: where kernels run.
+            arrays: CuPy arrays, torch tensors or DeviceViews: each contiguous, of any size, also 0.
+            dtype: of all arrays, or of each.
+            bucket_dtype: if it is another one, elements are converted on the way.
+            offsets: each array's place in the bucket in bytes; by default one follows the other.
+
+        Raises:
+            ArgumentError: several devices or dtypes; an array that is no whole number of elements;
+                places that overlap each other.
+            UnsupportedError: there is no conversion between the dtypes.
+        """
+        self._launcher = launcher
+        self.arrays = tuple(device_view(x) for x in arrays)
+        self.dtype = _one_dtype(dtype)
+        self.bucket_dtype = bucket_dtype or self.dtype
+        if self.dtype != self.bucket_dtype:
+            _kernel_codes(self.dtype, self.bucket_dtype, 1.0)
+        check_device(named("arrays", self.arrays), launcher.device)
+        counts = [_elements(k, a, self.dtype) for k, a in enumerate(self.arrays)]
+        self._lengths = [n * self.bucket_dtype.itemsize for n in counts]
+        self._places = _checked_places(self._lengths, offsets)
+        self.bucket_bytes = max(map(sum, zip(self._places, self._lengths)), default=0)
+        self._overlap = overlapping_pair([(a.address, a.nbytes) for a in self.arrays])
+        self._pieces: dict[bool, Pieces] = {}
+        self._checked: set[tuple[int, int, bool]] = set()
+
+    def pack(self, bucket: Any, factor: float = 1.0) -> None:
+        """Copy every array to its place in `bucket`, converted and multiplied by `factor`.
+
+        The product is formed in the dtype's accumulator. Bytes of the bucket that belong to no
+        array stay as they are.
+
+        Raises:
+            ArgumentError: the bucket is too small, overlaps an array, is on another device, or is
+                not aligned to the elements that are to be converted.
+            UnsupportedError: there is a factor, and the dtype is neither float nor complex.
+        """
+        self._launch(self.dtype, self.bucket_dtype, device_view(bucket), factor, pack=True)
+
+    def unpack(self, bucket: Any, factor: float = 1.0) -> None:
+        """Copy every array from its place in `bucket`, converted and multiplied by `factor`.
+
+        Raises:
+            ArgumentError: as `pack`; or arrays overlap each other.
+            UnsupportedError: as `pack`.
+        """
+        if self._overlap:
+            raise ArgumentError(
+                "arrays {} and {} overlap: unpacking would write both".format(*self._overlap)
+            )
+        self._launch(self.bucket_dtype, self.dtype, device_view(bucket), factor, pack=False)
+
+    def _launch(
+        self, source: DType, target: DType, bucket: DeviceView, factor: float, pack: bool
+    ) -> None:
+        codes = _kernel_codes(source, target, factor)
+        plain = codes == (BYTES.code, BYTES.code)
+        self._check_bucket(bucket, plain)
+        pieces = self._pieces_of(plain)
+        if pieces.chunks == 0:
+            return
+        small = plain and pieces.count <= INLINE_PIECES
+        name = "pack_inline" if small else "pack"
+        table = 0 if small else pieces.on_device(self._launcher).address
+        columns = (0, 1, 0, bucket.address) if pack else (1, 0, bucket.address, 0)
+        args = struct.pack("<QqqqqQQd", table, pieces.count, pieces.chunks, *columns, factor)
+        if small:
+            args += pieces.bytes.ljust(INLINE_PIECES * 32, b"\0")
+        grid = min(pieces.chunks, self._launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
+        self._launcher.launch(f"{name}<{codes[0]},{codes[1]}>", grid, args)
+
+    def _pieces_of(self, plain: bool) -> Pieces:
+        """Return the table, in bytes where they are only copied, else in elements."""
+        if plain not in self._pieces:
+            size = 1 if plain else self.bucket_dtype.itemsize
+            widest = 1 if plain else max(self.dtype.itemsize, self.bucket_dtype.itemsize)
+            counts = [n // size for n in self._lengths]
+            addresses = [a.address for a in self.arrays]
+            self._pieces[plain] = Pieces(addresses, self._places, counts, widest)
+        return self._pieces[plain]
+
+    def _check_bucket(self, bucket: DeviceView, plain: bool) -> None:
+        """Check a bucket when it is first seen."""
+        seen = (bucket.address, bucket.nbytes, plain)
+        if seen in self._checked:
+            return
+        if bucket.nbytes < self.bucket_bytes:
+            raise ArgumentError(
+                f"the bucket has {bucket.nbytes} bytes, but {len(self.arrays)} arrays of "
+                f"{self.bucket_dtype.name} end at byte {self.bucket_bytes}: make it larger"
+            )
+        check_device([Named("bucket", bucket)], self._launcher.device)
+        self._check_apart(bucket)
+        if not plain:
+            self._check_alignment(bucket)
+        self._checked.add(seen)
+
+    def _check_apart(self, bucket: DeviceView) -> None:
+        for k, array in enumerate(self.arrays):
+            if overlapping_pair([(array.address, array.nbytes), (bucket.address, bucket.nbytes)]):
+                raise ArgumentError(
+                    f"array {k} ({array.nbytes} bytes at {array.address:#x}) overlaps the "
+                    f"bucket ({bucket.nbytes} bytes at {bucket.address:#x})"
+                )
+
+    def _check_alignment(self, bucket: DeviceView) -> None:
+        """Check what the kernel that converts wants: addresses are multiples of the element."""
+        for k, (array, offset) in enumerate(zip(self.arrays, self._places)):
+            if array.nbytes:
+                _check_aligned(f"array {k}", array.address, self.dtype)
+                _check_aligned(
+                    f"the place of array {k}", bucket.address + offset, self.bucket_dtype
+                )
+
+
+def chunks_of_rows(
+    launcher: Launcher, chunks: Sequence[Any], counts: Sequence[int], row: int, dtype: DType
+) -> Packing:
+    """Return the Packing of an all-to-all's chunks in one array of rows, peer after peer.
+
+    `unpack(x)` scatters the rows of x to the chunks; `pack(x)` gathers them.
+
+    Args:
+        launcher: where kernels run.
+        chunks: one for each peer.
+        counts: rows of each chunk: send_counts or recv_counts, also 0.
+        row: bytes of a row.
+        dtype: of the elements.
+
+    Raises:
+        ArgumentError: a chunk has not as many bytes as its rows.
+    """
+    if len(chunks) != len(counts):
+        raise ArgumentError(f"{len(chunks)} chunks, but counts of {len(counts)} peers: {counts}")
+    views = [device_view(x) for x in chunks]
+    for peer, (chunk, count) in enumerate(zip(views, counts)):
+        if count < 0 or chunk.nbytes != count * row:
+            raise ArgumentError(
+                f"the chunk of peer {peer} has {chunk.nbytes} bytes, but {count} rows of {row} "
+                f"bytes are {count * row}"
+            )
+    return Packing(launcher, views, dtype)
+
+
+def _one_dtype(dtypes: DType | Sequence[DType]) -> DType:
+    if isinstance(dtypes, DType):
+        return dtypes
+    for k, dtype in enumerate(dtypes):
+        if dtype != dtypes[0]:
+            raise ArgumentError(
+                f"array {k} is {dtype.name}, array 0 is {dtypes[0].name}: a bucket has one dtype; "
+                "make a bucket for each"
+            )
+    return dtypes[0] if dtypes else BYTES
+
+
+def _kernel_codes(source: DType, target: DType, factor: float) -> tuple[int, int]:
+    """Return the kernel's parameters."""
+    if source == target and factor == 1.0:
+        return BYTES.code, BYTES.code
+    if convertible(source, target):
+        return source.code, target.code
+    if source == target:
+        raise UnsupportedError(
+            f"factor={factor} on {source.name}: only floats and complex numbers are scaled as they "
+            "are packed; leave it at 1.0"
+        )
+    raise UnsupportedError(
+        f"{source.name} is not converted to {target.name} as it is packed: pack as {source.name} "
+        "and convert the bucket"
+    )
+
+
+def _elements(index: int, array: DeviceView, dtype: DType) -> int:
+    count, rest = divmod(array.nbytes, dtype.itemsize)
+    if rest:
+        raise ArgumentError(
+            f"array {index} has {array.nbytes} bytes, which is no whole number of {dtype.name} "
+            f"of {dtype.itemsize} bytes"
+        )
+    return count
+
+
+def _check_aligned(name: str, address: int, dtype: DType) -> None:
+    if address % dtype.itemsize:
+        raise ArgumentError(
+            f"{name}: {dtype.name} at {address:#x} is not aligned to {dtype.itemsize} bytes, so it "
+            "cannot be converted or scaled as it is packed"
+        )
+
+
+def _checked_places(lengths: Sequence[int], offsets: Sequence[int] | None) -> list[int]:
+    """Return the places of arrays in the bucket, which do not overlap."""
+    if offsets is None:
+        return consecutive(lengths)
+    if len(offsets) != len(lengths):
+        raise ArgumentError(f"{len(offsets)} offsets for {len(lengths)} arrays")
+    for k, offset in enumerate(offsets):
+        if offset < 0:
+            raise ArgumentError(f"offsets[{k}]={offset} lies before the bucket")
+    pair = overlapping_pair(list(zip(offsets, lengths)))
+    if pair:
+        a, b = pair
+        raise ArgumentError(
+            f"arrays {a} and {b} overlap in the bucket: {lengths[a]} bytes at {offsets[a]}, "
+            f"{lengths[b]} bytes at {offsets[b]}"
+        )
+    return list(offsets)
