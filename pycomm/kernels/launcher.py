@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.block_scaled import QUANTISED, STORED
 from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, OPS, ReduceOp
 
@@ -58,8 +59,15 @@ def _existing() -> Iterator[tuple[int, int]]:
                 continue
 
 
+def _quantised() -> Iterator[tuple[int, int]]:
+    """Yield the codes of each dtype with each type that it can be stored as."""
+    yield from ((dtype.code, stored.code) for dtype in QUANTISED for stored in STORED)
+
+
 TEMPLATES: dict[str, Template] = {
     "reduce": Template("reduce.cu", _existing),
+    "quantize": Template("quantize.cu", _quantised),
+    "dequantize_reduce": Template("quantize.cu", _quantised),
 }
 """Every kernel template by name; a new one is a line here."""
 
