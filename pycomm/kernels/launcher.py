@@ -64,10 +64,19 @@ def _quantised() -> Iterator[tuple[int, int]]:
     yield from ((dtype.code, stored.code) for dtype in QUANTISED for stored in STORED)
 
 
+def _floats() -> Iterator[tuple[int]]:
+    """Yield the code of each float dtype."""
+    yield from ((dtype.code,) for dtype in DTYPES.values() if dtype.family == "float")
+
+
 TEMPLATES: dict[str, Template] = {
     "reduce": Template("reduce.cu", _existing),
     "quantize": Template("quantize.cu", _quantised),
     "dequantize_reduce": Template("quantize.cu", _quantised),
+    "find_non_finite": Template("check.cu", _floats),
+    "first_of": Template("check.cu", lambda: [()]),
+    "square_sums": Template("squares.cu", _floats),
+    "total_of": Template("squares.cu", lambda: [()]),
 }
 """Every kernel template by name; a new one is a line here."""
 
