@@ -14,6 +14,9 @@ from pycomm.types import DTYPES, OPS, ReduceOp
 BLOCK_THREADS = 256
 """The threads of every block; `kBlockThreads` in csrc/cuda/grid.h."""
 
+SELECTABLE = tuple(DTYPES[name] for name in ("float16", "bfloat16", "float32", "float64"))
+"""Of what the largest elements can be selected."""
+
 
 class Launcher(Protocol):
     """Where kernels run.
@@ -69,12 +72,23 @@ def _floats() -> Iterator[tuple[int]]:
     yield from ((dtype.code,) for dtype in DTYPES.values() if dtype.family == "float")
 
 
+def _selectable() -> Iterator[tuple[int]]:
+    """Yield the code of each dtype of which the largest elements can be selected."""
+    yield from ((dtype.code,) for dtype in SELECTABLE)
+
+
 TEMPLATES: dict[str, Template] = {
     "reduce": Template("reduce.cu", _existing),
     "quantize": Template("quantize.cu", _quantised),
     "dequantize_reduce": Template("quantize.cu", _quantised),
     "find_non_finite": Template("check.cu", _floats),
     "first_of": Template("check.cu", lambda: [()]),
+    "select_begin": Template("select.cu", lambda: [()]),
+    "select_count": Template("select.cu", _selectable),
+    "select_digit": Template("select.cu", lambda: [()]),
+    "select_gather": Template("select.cu", _selectable),
+    "select_histogram": Template("select.cu", _selectable),
+    "select_scan": Template("select.cu", lambda: [()]),
     "square_sums": Template("squares.cu", _floats),
     "total_of": Template("squares.cu", lambda: [()]),
 }
