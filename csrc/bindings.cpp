@@ -97,6 +97,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   bind_failures(m);
   bind_kernels(m);
+  bind_quantize(m);
   bind_memory(m);
   bind_arrays(m);
   bind_waits(m);

@@ -33,6 +33,7 @@ void bind_quick(nb::module_&, nb::class_<shm::Board>&);
 void bind_exchange(nb::module_&);
 void bind_mailbox(nb::module_&);
 void bind_port(nb::module_&);
+void bind_quantize(nb::module_&);
 
 extern bool in_forked_child;
 

@@ -8,11 +8,13 @@
 // flight together.
 #pragma once
 
-#include "elements.h"
+#include "cuda/words.h"
 
 namespace pycomm::cuda {
 
 constexpr int kBlockThreads = 256;
+constexpr int kWarpThreads = 32;
+constexpr int kBlockWarps = kBlockThreads / kWarpThreads;
 constexpr int kVectorBytes = 16;
 
 // The elements [head, head + vectors * Width) of `count` lie in vectors.
@@ -65,51 +67,30 @@ struct Run {
 };
 
 // What one access moves: 16 bytes, or a whole run that is shorter.
-template <int Bytes>
-struct WordOf;
-template <>
-struct WordOf<2> {
-  using W = uint16_t;
-};
-template <>
-struct WordOf<4> {
-  using W = uint32_t;
-};
-template <>
-struct WordOf<8> {
-  using W = uint64_t;
-};
-template <>
-struct WordOf<16> {
-  struct alignas(16) W {
-    uint32_t part[4];
-  };
-};
-
 template <class T, int N>
 constexpr int kWordBytes = N * sizeof(T) < kVectorBytes ? int(N * sizeof(T)) : kVectorBytes;
 
 // `from` is at a boundary of kWordBytes<T, N>.
 template <class T, int N>
 __device__ void load_vectors(const T* from, Run<T, N>& run) {
-  using W = typename WordOf<kWordBytes<T, N>>::W;
-  constexpr int words = int(sizeof(run) / sizeof(W));
-  static_assert(words * sizeof(W) == sizeof(run), "whole words");
-  W word[words];
+  using Word = typename WordOf<kWordBytes<T, N>>::T;
+  constexpr int words = int(sizeof(run) / sizeof(Word));
+  static_assert(words * sizeof(Word) == sizeof(run), "whole words");
+  Word word[words];
 #pragma unroll
-  for (int w = 0; w < words; w++) word[w] = reinterpret_cast<const W*>(from)[w];
+  for (int w = 0; w < words; w++) word[w] = reinterpret_cast<const Word*>(from)[w];
   memcpy(run.at, word, sizeof(run));
 }
 
 template <class T, int N>
 __device__ void store_vectors(T* to, const Run<T, N>& run) {
-  using W = typename WordOf<kWordBytes<T, N>>::W;
-  constexpr int words = int(sizeof(run) / sizeof(W));
-  static_assert(words * sizeof(W) == sizeof(run), "whole words");
-  W word[words];
+  using Word = typename WordOf<kWordBytes<T, N>>::T;
+  constexpr int words = int(sizeof(run) / sizeof(Word));
+  static_assert(words * sizeof(Word) == sizeof(run), "whole words");
+  Word word[words];
   memcpy(word, run.at, sizeof(run));
 #pragma unroll
-  for (int w = 0; w < words; w++) reinterpret_cast<W*>(to)[w] = word[w];
+  for (int w = 0; w < words; w++) reinterpret_cast<Word*>(to)[w] = word[w];
 }
 
 // Vector: by the widest accesses; otherwise one element.

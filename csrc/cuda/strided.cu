@@ -9,7 +9,6 @@
 
 namespace pycomm::cuda {
 
-constexpr int kWarpThreads = 32;
 constexpr int64_t kRowChunkBytes = 4096;
 constexpr int kItemsInFlight = 4;
 
@@ -51,10 +50,9 @@ __global__ void __launch_bounds__(kBlockThreads) strided_items(StridedArgs a) {
 template <int Unpack>
 __global__ void __launch_bounds__(kBlockThreads) strided_rows(StridedArgs a) {
   using Bytes = Conversion<int(DType::u8), int(DType::u8)>;
-  constexpr int kWarps = kBlockThreads / kWarpThreads;
   const Team team = {int(threadIdx.x % kWarpThreads), kWarpThreads};
-  const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarpThreads;
-  for (int64_t chunk = warp; chunk < a.count; chunk += int64_t(gridDim.x) * kWarps) {
+  const int64_t warp = int64_t(blockIdx.x) * kBlockWarps + threadIdx.x / kWarpThreads;
+  for (int64_t chunk = warp; chunk < a.count; chunk += int64_t(gridDim.x) * kBlockWarps) {
     const int64_t row = int64_t(quotient(uint64_t(chunk), a.row_magic, a.row_shift));
     const int64_t begin = (chunk - row * a.row_chunks) * kRowChunkBytes;
     const uint64_t strided = a.strided + offset_bytes(uint64_t(row), a.dims);

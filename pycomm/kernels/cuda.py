@@ -1,4 +1,4 @@
-"""Reductions on a GPU: the kernels of csrc/cuda, with the same bits as kernels/cpu.py."""
+"""Reductions on a GPU, with the same bits as kernels/cpu.py; and all other kernels of csrc/cuda."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from functools import cache, lru_cache
 from typing import Any
 
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.kernels.cuda_check import CudaCheck
 from pycomm.kernels.cuda_convert import CudaConvert
+from pycomm.kernels.cuda_pack import CudaPack
+from pycomm.kernels.cuda_quantize import CudaQuantize
+from pycomm.kernels.cuda_select import CudaSelect
+from pycomm.kernels.cuda_squares import CudaSquares
+from pycomm.kernels.cuda_strided import CudaStrided
 from pycomm.kernels.cuda_user_ops import CudaUserOps
 from pycomm.kernels.device import (
     DeviceView,
@@ -30,7 +36,16 @@ _BYTES = DTYPES["uint8"]
 _BOR = ReduceOp("bor")
 
 
-class CudaKernels(CudaConvert, CudaUserOps):
+class CudaKernels(
+    CudaCheck,
+    CudaConvert,
+    CudaPack,
+    CudaQuantize,
+    CudaSelect,
+    CudaSquares,
+    CudaStrided,
+    CudaUserOps,
+):
     """The Kernels of GPU memory: CuPy arrays, torch tensors, or DeviceViews, of any shape.
 
     They are launched on the caller's current stream and return at once. All arguments are checked

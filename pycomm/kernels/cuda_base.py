@@ -10,6 +10,11 @@ BLOCKS_PER_MULTIPROCESSOR = 16
 _TILE_BYTES = BLOCK_THREADS * 16 * 2
 
 
+def grid_of(launcher: Launcher, blocks: int) -> int:
+    """Return how many blocks to launch where so many would have something to do."""
+    return max(1, min(blocks, launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
+
+
 class OnDevice:
     """Kernels on one device, launched on the caller's current stream; nothing waits for them."""
 
@@ -18,5 +23,4 @@ class OnDevice:
 
     def _grid(self, nbytes: int) -> int:
         """Return the number of blocks for one array of `nbytes` that is walked once."""
-        most = self._launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
-        return max(1, min(most, -(-nbytes // _TILE_BYTES)))
+        return grid_of(self._launcher, -(-nbytes // _TILE_BYTES))

@@ -117,10 +117,15 @@ class CupyLauncher:
             return self._cupy.empty(nbytes, self._cupy.uint8)
 
     def upload(self, data: bytes) -> DeviceView:
-        """Return a copy of `data` on the device, which lives as long as the view."""
+        """Return a copy of `data` on the device, there for launches on any stream.
+
+        It lives as long as the view. Waits for what is on the current stream.
+        """
         memory = self.empty(len(data))
-        with self._cupy.cuda.Device(self.device), self._cupy.cuda.ExternalStream(self._stream()):
+        stream = self._cupy.cuda.ExternalStream(self._stream())
+        with self._cupy.cuda.Device(self.device), stream:
             memory.set(np.frombuffer(data, np.uint8))
+            stream.synchronize()
         return device_view(memory)
 
     def _function(self, kernel: str) -> int:

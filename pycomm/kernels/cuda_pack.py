@@ -8,14 +8,21 @@ from typing import Any
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.kernels.conversions import BYTES, convertible
+from pycomm.kernels.cuda_base import OnDevice, grid_of
 from pycomm.kernels.cuda_pieces import Pieces, consecutive, overlapping_pair
-from pycomm.kernels.device import DeviceView, Named, check_device, device_view, named
+from pycomm.kernels.device import (
+    DeviceView,
+    Named,
+    check_apart,
+    check_device,
+    device_view,
+    named,
+)
 from pycomm.kernels.launcher import Launcher
 from pycomm.types import DType
 
 INLINE_PIECES = 120
 """A table of up to so many pieces travels with the launch; `kInlinePieces` in pack.cu."""
-BLOCKS_PER_MULTIPROCESSOR = 8
 
 
 class Packing:
@@ -36,20 +43,7 @@ class Packing:
         bucket_dtype: DType | None = None,
         offsets: Sequence[int] | None = None,
     ):
-        """Check the arrays and lay them out.
-
-        Args:
-            launcher: where kernels run.
-            arrays: CuPy arrays, torch tensors or DeviceViews: each contiguous, of any size, also 0.
-            dtype: of all arrays, or of each.
-            bucket_dtype: if it is another one, elements are converted on the way.
-            offsets: each array's place in the bucket in bytes; by default one follows the other.
-
-        Raises:
-            ArgumentError: several devices or dtypes; an array that is no whole number of elements;
-                places that overlap each other.
-            UnsupportedError: there is no conversion between the dtypes.
-        """
+        """Check the arrays and lay them out; see CudaPack."""
         self._launcher = launcher
         self.arrays = tuple(device_view(x) for x in arrays)
         self.dtype = _one_dtype(dtype)
@@ -107,7 +101,7 @@ class Packing:
         args = struct.pack("<QqqqqQQd", table, pieces.count, pieces.chunks, *columns, factor)
         if small:
             args += pieces.bytes.ljust(INLINE_PIECES * 32, b"\0")
-        grid = min(pieces.chunks, self._launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
+        grid = grid_of(self._launcher, pieces.chunks)
         self._launcher.launch(f"{name}<{codes[0]},{codes[1]}>", grid, args)
 
     def _pieces_of(self, plain: bool) -> Pieces:
@@ -130,19 +124,12 @@ class Packing:
                 f"the bucket has {bucket.nbytes} bytes, but {len(self.arrays)} arrays of "
                 f"{self.bucket_dtype.name} end at byte {self.bucket_bytes}: make it larger"
             )
-        check_device([Named("bucket", bucket)], self._launcher.device)
-        self._check_apart(bucket)
+        whole = Named("the bucket", bucket)
+        check_device([whole], self._launcher.device)
+        check_apart([whole], named("arrays", self.arrays), same=False)
         if not plain:
             self._check_alignment(bucket)
         self._checked.add(seen)
-
-    def _check_apart(self, bucket: DeviceView) -> None:
-        for k, array in enumerate(self.arrays):
-            if overlapping_pair([(array.address, array.nbytes), (bucket.address, bucket.nbytes)]):
-                raise ArgumentError(
-                    f"array {k} ({array.nbytes} bytes at {array.address:#x}) overlaps the "
-                    f"bucket ({bucket.nbytes} bytes at {bucket.address:#x})"
-                )
 
     def _check_alignment(self, bucket: DeviceView) -> None:
         """Check what the kernel that converts wants: addresses are multiples of the element."""
@@ -154,33 +141,57 @@ class Packing:
                 )
 
 
-def chunks_of_rows(
-    launcher: Launcher, chunks: Sequence[Any], counts: Sequence[int], row: int, dtype: DType
-) -> Packing:
-    """Return the Packing of an all-to-all's chunks in one array of rows, peer after peer.
+class CudaPack(OnDevice):
+    """Buckets of arrays, and the chunks of an all-to-all."""
 
-    `unpack(x)` scatters the rows of x to the chunks; `pack(x)` gathers them.
+    def packing(
+        self,
+        arrays: Sequence[Any],
+        dtype: DType | Sequence[DType],
+        bucket_dtype: DType | None = None,
+        offsets: Sequence[int] | None = None,
+    ) -> Packing:
+        """Return what packs these arrays into buckets, and unpacks them.
 
-    Args:
-        launcher: where kernels run.
-        chunks: one for each peer.
-        counts: rows of each chunk: send_counts or recv_counts, also 0.
-        row: bytes of a row.
-        dtype: of the elements.
+        Args:
+            arrays: each contiguous, of any size, also 0, at any alignment; they stay the caller's.
+            dtype: of all arrays, or of each.
+            bucket_dtype: if it is another one, elements are converted on the way.
+            offsets: each array's place in the bucket in bytes; by default one follows the other.
 
-    Raises:
-        ArgumentError: a chunk has not as many bytes as its rows.
-    """
-    if len(chunks) != len(counts):
-        raise ArgumentError(f"{len(chunks)} chunks, but counts of {len(counts)} peers: {counts}")
-    views = [device_view(x) for x in chunks]
-    for peer, (chunk, count) in enumerate(zip(views, counts)):
-        if count < 0 or chunk.nbytes != count * row:
-            raise ArgumentError(
-                f"the chunk of peer {peer} has {chunk.nbytes} bytes, but {count} rows of {row} "
-                f"bytes are {count * row}"
-            )
-    return Packing(launcher, views, dtype)
+        Raises:
+            ArgumentError: an array on another device; several dtypes; an array that is no whole
+                number of elements; places that overlap each other.
+            UnsupportedError: there is no conversion between the dtypes.
+        """
+        return Packing(self._launcher, arrays, dtype, bucket_dtype, offsets)
+
+    def chunks_of_rows(
+        self, chunks: Sequence[Any], counts: Sequence[int], row: int, dtype: DType
+    ) -> Packing:
+        """Return the Packing of an all-to-all's chunks in one array of rows, peer after peer.
+
+        `unpack(x)` scatters the rows of x to the chunks; `pack(x)` gathers them.
+
+        Args:
+            chunks: one for each peer.
+            counts: rows of each chunk: send_counts or recv_counts, also 0.
+            row: bytes of a row.
+            dtype: of the elements.
+
+        Raises:
+            ArgumentError: a chunk has not as many bytes as its rows.
+        """
+        if len(chunks) != len(counts):
+            raise ArgumentError(f"{len(chunks)} chunks, but counts of {len(counts)} peers: {counts}")
+        views = [device_view(x) for x in chunks]
+        for peer, (chunk, count) in enumerate(zip(views, counts)):
+            if count < 0 or chunk.nbytes != count * row:
+                raise ArgumentError(
+                    f"the chunk of peer {peer} has {chunk.nbytes} bytes, but {count} rows of {row} "
+                    f"bytes are {count * row}"
+                )
+        return Packing(self._launcher, views, dtype)
 
 
 def _one_dtype(dtypes: DType | Sequence[DType]) -> DType:

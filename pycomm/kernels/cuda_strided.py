@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from pycomm.arrays import is_tensor
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.kernels.cuda_base import OnDevice, grid_of
 from pycomm.kernels.cuda_strides import ITEM_BYTES, MAX_DIMS, plan
-from pycomm.kernels.device import DeviceView, Named, check_device
-from pycomm.kernels.launcher import Launcher
-
-BLOCKS_PER_MULTIPROCESSOR = 8
+from pycomm.kernels.device import (
+    HOST,
+    DeviceView,
+    Named,
+    check_apart,
+    check_device,
+    device_view,
+)
 
 
 @dataclass(frozen=True)
@@ -42,46 +51,70 @@ class StridedView:
         return (low, high + self.itemsize) if self.nbytes else (low, low)
 
 
-def pack_strided(launcher: Launcher, x: StridedView, out: DeviceView) -> None:
-    """Copy the elements of `x`, last dimension first, to the beginning of `out`.
-
-    Args:
-        launcher: where kernels run.
-        x: up to 8 dimensions (those of size 1 do not count), items of 1, 2, 4, 8 or 16 bytes,
-            strides of any sign, also 0.
-        out: contiguous, apart from `x`.
+def strided_view(x: Any) -> StridedView:
+    """Return the memory of a CuPy or NumPy array, a torch tensor, or of a StridedView.
 
     Raises:
-        ArgumentError: `out` is too small, overlaps `x` or is on another device.
-        UnsupportedError: more dimensions, or items of another size.
+        UnsupportedError: it is none of these.
     """
-    _check(x, out, "out", launcher.device)
-    _launch(launcher, x, out, unpack=False)
+    if isinstance(x, StridedView):
+        return x
+    if is_tensor(x):
+        item = x.element_size()
+        strides = tuple(stride * item for stride in x.stride())
+        device = x.device.index if x.device.type == "cuda" else HOST
+        return StridedView(x.data_ptr(), tuple(x.shape), strides, item, device)
+    if isinstance(x, np.ndarray):
+        return StridedView(x.ctypes.data, x.shape, x.strides, x.itemsize, HOST)
+    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+        return StridedView(x.data.ptr, x.shape, x.strides, x.itemsize, x.device.id)
+    raise UnsupportedError(
+        f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"
+    )
 
 
-def unpack_strided(launcher: Launcher, x: DeviceView, out: StridedView) -> None:
-    """Copy the beginning of `x`, contiguous, to the elements of `out`, last dimension first.
+class CudaStrided(OnDevice):
+    """Copies between strided and contiguous arrays."""
 
-    Raises:
-        ArgumentError: as `pack_strided`; or elements of `out` share memory, as with stride 0.
-        UnsupportedError: as `pack_strided`.
-    """
-    _check(out, x, "x", launcher.device)
-    _check_apart(out)
-    _launch(launcher, out, x, unpack=True)
+    def pack_strided(self, x: Any, out: Any) -> None:
+        """Copy the elements of `x`, last dimension first, to the beginning of `out`.
+
+        Args:
+            x: up to 8 dimensions (those of size 1 do not count), items of 1, 2, 4, 8 or 16 bytes,
+                strides of any sign, also 0.
+            out: contiguous, apart from `x`.
+
+        Raises:
+            ArgumentError: `out` is too small, overlaps `x`, or an array is on another device.
+            UnsupportedError: more dimensions, or items of another size.
+        """
+        strided, flat = strided_view(x), Named("out", device_view(out))
+        _check(strided, flat, self._launcher.device)
+        self._move(strided, flat.view, unpack=False)
+
+    def unpack_strided(self, x: Any, out: Any) -> None:
+        """Copy the beginning of `x`, contiguous, to the elements of `out`, last dimension first.
+
+        Raises:
+            ArgumentError: as `pack_strided`; or elements of `out` share memory, as with stride 0.
+            UnsupportedError: as `pack_strided`.
+        """
+        strided, flat = strided_view(out), Named("x", device_view(x))
+        _check(strided, flat, self._launcher.device)
+        _check_distinct(strided)
+        self._move(strided, flat.view, unpack=True)
+
+    def _move(self, x: StridedView, flat: DeviceView, unpack: bool) -> None:
+        if x.nbytes == 0:
+            return
+        alignment = (x.address | flat.address | 16) & -(x.address | flat.address | 16)
+        chosen = plan(x.shape, x.strides, x.itemsize, alignment, unpack)
+        grid = grid_of(self._launcher, chosen.blocks)
+        self._launcher.launch(chosen.kernel, grid, chosen.args(x.address, flat.address))
 
 
-def _launch(launcher: Launcher, x: StridedView, flat: DeviceView, unpack: bool) -> None:
-    if x.nbytes == 0:
-        return
-    alignment = (x.address | flat.address | 16) & -(x.address | flat.address | 16)
-    chosen = plan(x.shape, x.strides, x.itemsize, alignment, unpack)
-    grid = min(chosen.blocks, launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
-    launcher.launch(chosen.kernel, grid, chosen.args(x.address, flat.address))
-
-
-def _check(x: StridedView, flat: DeviceView, name: str, device: int) -> None:
-    """Check the strided side against the flat one, whose name is given."""
+def _check(x: StridedView, flat: Named, device: int) -> None:
+    """Check the strided side against the flat one."""
     if x.itemsize not in ITEM_BYTES:
         raise UnsupportedError(
             f"items of {x.itemsize} bytes: only {', '.join(map(str, ITEM_BYTES))} are packed; "
@@ -92,22 +125,17 @@ def _check(x: StridedView, flat: DeviceView, name: str, device: int) -> None:
     dims = sum(size != 1 for size in x.shape)
     if dims >= MAX_DIMS:
         raise UnsupportedError(f"{dims} dimensions in shape {x.shape}: at most {MAX_DIMS - 1}")
-    if flat.nbytes < x.nbytes:
-        raise ArgumentError(
-            f"{name} has {flat.nbytes} bytes, but shape {x.shape} of {x.itemsize}-byte items "
-            f"has {x.nbytes}"
-        )
-    span = DeviceView(x.span[0], x.span[1] - x.span[0], x.device)
-    check_device([Named(name, flat), Named("the strided array", span)], device)
     low, high = x.span
-    if x.nbytes and low < flat.address + flat.nbytes and flat.address < high:
+    span = Named("the strided array", DeviceView(low, high - low, x.device))
+    check_device([flat, span], device)
+    if flat.view.nbytes < x.nbytes:
         raise ArgumentError(
-            f"{name} ({flat.nbytes} bytes at {flat.address:#x}) overlaps the strided array, which "
-            f"spans {high - low} bytes at {low:#x}"
+            f"{flat} is too small: shape {x.shape} of {x.itemsize}-byte items has {x.nbytes} bytes"
         )
+    check_apart([flat], [span], same=False)
 
 
-def _check_apart(x: StridedView) -> None:
+def _check_distinct(x: StridedView) -> None:
     """Check that no two elements share memory: each stride passes over all smaller ones."""
     reach = x.itemsize
     for stride, size in sorted((abs(t), n) for n, t in zip(x.shape, x.strides) if n > 1):

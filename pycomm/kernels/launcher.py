@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from pycomm.errors import UnsupportedError
+from pycomm.kernels.block_scaled import QUANTISED, STORED
 from pycomm.kernels.conversions import BYTES, packed_pairs
 from pycomm.kernels.cuda_strides import strided_kernels, transpose_kernels
 from pycomm.kernels.device import DeviceView
@@ -15,6 +16,9 @@ from pycomm.types import DTYPES, OPS, ReduceOp
 
 BLOCK_THREADS = 256
 """The threads of every block; `kBlockThreads` in csrc/cuda/grid.h."""
+
+SELECTABLE = tuple(DTYPES[name] for name in ("float16", "bfloat16", "float32", "float64"))
+"""Of what the largest elements can be selected."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,41 @@ def _existing() -> Iterator[tuple[int, int]]:
 
 def _float_pairs() -> Iterator[tuple[int, int]]:
     """Yield the codes of every pair of float dtypes."""
-    floats = [dtype.code for dtype in DTYPES.values() if dtype.family == "float"]
-    return product(floats, floats)
+    return ((source, target) for (source,), (target,) in product(_floats(), _floats()))
+
+
+def _quantised() -> Iterator[tuple[int, int]]:
+    """Yield the codes of each dtype with each type that it can be stored as."""
+    return product([dtype.code for dtype in QUANTISED], [stored.code for stored in STORED])
+
+
+def _floats() -> Iterator[tuple[int]]:
+    """Yield the code of each float dtype."""
+    yield from ((dtype.code,) for dtype in DTYPES.values() if dtype.family == "float")
+
+
+def _selectable() -> Iterator[tuple[int]]:
+    """Yield the code of each dtype of which the largest elements can be selected."""
+    yield from ((dtype.code,) for dtype in SELECTABLE)
 
 
 TEMPLATES: dict[str, Template] = {
+    "find_non_finite": Template("check.cu", _floats),
+    "first_of": Template("check.cu", lambda: [()]),
     "convert": Template("convert.cu", _float_pairs),
-    "reduce": Template("reduce.cu", _existing),
     "pack": Template("pack.cu", packed_pairs),
     "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),
+    "dequantize_reduce": Template("quantize.cu", _quantised),
+    "quantize": Template("quantize.cu", _quantised),
+    "reduce": Template("reduce.cu", _existing),
+    "select_begin": Template("select.cu", lambda: [()]),
+    "select_count": Template("select.cu", _selectable),
+    "select_digit": Template("select.cu", lambda: [()]),
+    "select_gather": Template("select.cu", _selectable),
+    "select_histogram": Template("select.cu", _selectable),
+    "select_scan": Template("select.cu", lambda: [()]),
+    "square_sums": Template("squares.cu", _floats),
+    "total_of": Template("squares.cu", lambda: [()]),
     "strided_items": Template("strided.cu", strided_kernels),
     "strided_rows": Template("strided.cu", lambda: [(0,), (1,)]),
     "transpose": Template("transpose.cu", transpose_kernels),

@@ -127,10 +127,11 @@ def source_of(file: str) -> str:
 
 
 def _synchronises(file: str) -> bool:
-    """Say whether the threads of a block wait for each other."""
-    headers = (ROOT / "csrc" / "cuda").glob("*.h")
-    text = "\n".join(map(Path.read_text, [ROOT / "csrc" / "cuda" / file, *headers]))
-    return re.search(r"\b__(syncthreads|syncwarp|\w+_sync)\b", text) is not None
+    """Say whether the threads of a block wait for each other, here or in what is included."""
+    text = (ROOT / "csrc" / "cuda" / file).read_text()
+    if re.search(r"\b__(syncthreads|syncwarp|\w+_sync)\b", text):
+        return True
+    return any(map(_synchronises, re.findall(r'#include "cuda/(.+)"', text)))
 
 
 def _headers(file: str) -> list[Path]:
