@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pycomm.kernels.cuda_check import first_non_finite
-from pycomm.kernels.cuda_select import top_k
-from pycomm.kernels.cuda_squares import SumOfSquares
 
 from bench.device_kernels import Kernel
 from bench.device_sampling import Use
@@ -24,10 +21,9 @@ def finite_check(dtype_name: str) -> Kernel:
     dtype = DTYPES[dtype_name]
 
     def uses(sets: Sets) -> dict[str, Use]:
-        xs, firsts, launcher = _views(sets, "x"), _views(sets, "first"), sets.device.launcher
-        found: dict[str, Use] = {
-            "pycomm": lambda i: first_non_finite(launcher, xs[i], firsts[i], dtype)
-        }
+        xs, firsts = _views(sets, "x"), _views(sets, "first")
+        search = sets.device.kernels.first_non_finite
+        found: dict[str, Use] = {"pycomm": lambda i: search(xs[i], firsts[i], dtype)}
         if sets.device.torch is not None:
             isfinite, tensors = sets.device.torch.isfinite, sets.tensors("x", dtype_name)
             found["torch"] = lambda i: isfinite(tensors[i]).all()
@@ -47,9 +43,8 @@ def squares() -> Kernel:
 
     def uses(sets: Sets) -> dict[str, Use]:
         totals = _views(sets, "total")
-        sums = [
-            SumOfSquares(sets.device.launcher, [x], DTYPES["float32"]) for x in _views(sets, "x")
-        ]
+        of = sets.device.kernels.sum_of_squares
+        sums = [of([x], DTYPES["float32"]) for x in _views(sets, "x")]
         norm, arrays = sets.device.xp.linalg.norm, sets.views("x", "float32")
         found: dict[str, Use] = {
             "pycomm": lambda i: sums[i].into(totals[i]),
@@ -79,9 +74,9 @@ def selection() -> Kernel:
 
     def uses(sets: Sets) -> dict[str, Use]:
         xs, values, indices = (_views(sets, n) for n in ("x", "values", "indices"))
-        launcher, kept = sets.device.launcher, values[0].nbytes // 4
+        top_k, kept = sets.device.kernels.top_k, values[0].nbytes // 4
         found: dict[str, Use] = {
-            "pycomm": lambda i: top_k(launcher, xs[i], kept, values[i], indices[i], dtype)
+            "pycomm": lambda i: top_k(xs[i], kept, values[i], indices[i], dtype)
         }
         if sets.device.torch is not None:
             topk, tensors = sets.device.torch.topk, sets.tensors("x", "float32")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -174,22 +173,9 @@ def conversion(source: str, target: str) -> Kernel:
     return Kernel("convert", source, target, layout, prepare, uses, expected)
 
 
-def kernels() -> dict[str, Kernel]:
-    """Return every kernel that is measured, by a name for the command line."""
+def arithmetic() -> list[Kernel]:
+    """Return the rows of reductions and casts."""
     casts = [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")]
     casts += [("float32", "float8_e4m3fn"), ("float8_e4m3fn", "float32")]
     known = [reduction(d, n) for d in ("float32", "bfloat16") for n in (2, 4, 8)]
-    known += [conversion(*pair) for pair in casts]
-    if _exist("cuda_pack", "cuda_quantize"):
-        from bench.device_moves import moves
-
-        known += moves()
-    if _exist("cuda_check", "cuda_select", "cuda_squares"):
-        from bench.device_checks import checks
-
-        known += checks()
-    return {f"{k.name}-{k.dtype}-{k.redop}": k for k in known}
-
-
-def _exist(*modules: str) -> bool:
-    return all(find_spec(f"pycomm.kernels.{name}") for name in modules)
+    return [*known, *(conversion(*pair) for pair in casts)]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pycomm.kernels.block_scaled import BLOCK, scale_count
-from pycomm.kernels.cpu_quantize import dequantize_reduce as cpu_dequantize_reduce
-from pycomm.kernels.cpu_quantize import quantize as cpu_quantize
-from pycomm.kernels.cuda_pack import Packing
-from pycomm.kernels.cuda_quantize import dequantize_reduce, quantize
 
 from bench.device_kernels import WINDOW, Kernel, windows
 from bench.device_sampling import Use
 from bench.rotation import Sets
+from pycomm.kernels import cpu_quantize
+from pycomm.kernels.block_scaled import BLOCK, scale_count
+from pycomm.kernels.cuda_strided import strided_view
 from pycomm.kernels.device import device_view
 from pycomm.types import DTYPES
 
@@ -52,7 +50,7 @@ def packing(name: str) -> Kernel:
         buckets = [device_view(b) for b in sets.arrays("bucket")]
         size = buckets[0].nbytes
         pieces = cut([a.view("float32") for a in sets.arrays("gradients")], size, 1)
-        plans = [Packing(sets.device.launcher, [device_view(p) for p in g], _F32) for g in pieces]
+        plans = [sets.device.kernels.packing(g, _F32) for g in pieces]
         found: dict[str, Use] = {"pycomm": lambda i: getattr(plans[i], name)(buckets[i])}
         torch = sets.device.torch
         if torch is not None:
@@ -91,8 +89,8 @@ def quantisation(dtype_name: str, stored_name: str) -> Kernel:
 
     def uses(sets: Sets) -> dict[str, Use]:
         rows = _views(sets, "x", "values", "scales")
-        launcher = sets.device.launcher
-        found: dict[str, Use] = {"pycomm": lambda i: quantize(launcher, *rows[i], dtype, stored)}
+        quantize = sets.device.kernels.quantize
+        found: dict[str, Use] = {"pycomm": lambda i: quantize(*rows[i], dtype, stored)}
         if sets.device.torch is not None and sets.arrays("x")[0].size >= BLOCK * dtype.itemsize:
             found["torch"] = _torch_quantize(sets, dtype_name, stored_name)
         return found
@@ -101,7 +99,7 @@ def quantisation(dtype_name: str, stored_name: str) -> Kernel:
         x = sets.device.host(sets.arrays("x")[0][: WINDOW * dtype.itemsize])
         count = x.size // dtype.itemsize
         values, scales = np.empty(count, np.uint8), np.empty(4 * scale_count(count), np.uint8)
-        cpu_quantize(x, values, scales, dtype, stored)
+        cpu_quantize.quantize(x, values, scales, dtype, stored)
         got = [sets.device.host(sets.arrays(n)[0]) for n in ("values", "scales")]
         return [(got[0][:count], values), (got[1][: scales.size], scales)]
 
@@ -140,11 +138,9 @@ def dequantisation(dtype_name: str, stored_name: str, inputs: int) -> Kernel:
 
     def uses(sets: Sets) -> dict[str, Use]:
         left, right, outs = _views(sets, *values), _views(sets, *scales), _views(sets, "out")
-        launcher = sets.device.launcher
+        reduce = sets.device.kernels.dequantize_reduce
         found: dict[str, Use] = {
-            "pycomm": lambda i: dequantize_reduce(
-                launcher, left[i], right[i], outs[i][0], dtype, stored
-            )
+            "pycomm": lambda i: reduce(left[i], right[i], outs[i][0], dtype, stored)
         }
         if sets.device.torch is not None and sets.arrays("out")[0].size >= BLOCK * dtype.itemsize:
             found["torch"] = _torch_dequantize(sets, values, scales, dtype_name, stored_name)
@@ -156,7 +152,7 @@ def dequantisation(dtype_name: str, stored_name: str, inputs: int) -> Kernel:
         codes = [sets.device.host(sets.arrays(n)[0][:count]) for n in values]
         factors = [sets.device.host(sets.arrays(n)[0][: 4 * scale_count(count)]) for n in scales]
         wanted = np.empty_like(out)
-        cpu_dequantize_reduce(codes, factors, wanted, dtype, stored)
+        cpu_quantize.dequantize_reduce(codes, factors, wanted, dtype, stored)
         return [(out, wanted)]
 
     return Kernel(f"dequantize{inputs}", dtype_name, stored_name, layout, prepare, uses, expected)
@@ -178,6 +174,43 @@ def _torch_dequantize(
     return use
 
 
+def transposition() -> Kernel:
+    """Return the packing of a transposed matrix of float32."""
+
+    def sides(size: int) -> tuple[int, int]:
+        rows = 1 << (max(1, size // 4).bit_length() // 2)
+        return rows, max(1, size // 4 // rows)
+
+    def layout(size: int) -> dict[str, int]:
+        return dict.fromkeys(("x", "out"), 4 * sides(size)[0] * sides(size)[1])
+
+    def prepare(sets: Sets) -> None:
+        sets.fill("x", "float32", 0)
+
+    def uses(sets: Sets) -> dict[str, Use]:
+        rows, columns = sides(sets.arrays("x")[0].size)
+        xs = [strided_view(a.reshape(rows, columns).T) for a in sets.views("x", "float32")]
+        outs = [device_view(a) for a in sets.arrays("out")]
+        pack = sets.device.kernels.pack_strided
+        found: dict[str, Use] = {"pycomm": lambda i: pack(xs[i], outs[i])}
+        here = [a.reshape(rows, columns).T for a in sets.views("x", "float32")]
+        there, copyto = sets.views("out", "float32"), sets.device.xp.copyto
+        found["cupy"] = lambda i: copyto(there[i].reshape(columns, rows), here[i])
+        if sets.device.torch is not None:
+            froms = [t.view(rows, columns).t() for t in sets.tensors("x", "float32")]
+            tos = [t.view(columns, rows) for t in sets.tensors("out", "float32")]
+            found["torch"] = lambda i: tos[i].copy_(froms[i])
+        return found
+
+    def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
+        rows, columns = sides(sets.arrays("x")[0].size)
+        x, out = (sets.views(n, "float32")[0] for n in ("x", "out"))
+        right = bool((out.reshape(columns, rows) == x.reshape(rows, columns).T).all())
+        return [(np.array([right], np.uint8), np.ones(1, np.uint8))]
+
+    return Kernel("transpose", "float32", "none", layout, prepare, uses, expected)
+
+
 def _views(sets: Sets, *names: str) -> list[list[Any]]:
     """Return, for each set, the views of these buffers."""
     return [[device_view(a) for a in row] for row in zip(*map(sets.arrays, names))]
@@ -188,6 +221,7 @@ def moves() -> list[Kernel]:
     return [
         packing("pack"),
         packing("unpack"),
+        transposition(),
         quantisation("float32", "int8"),
         quantisation("bfloat16", "float8_e4m3fn"),
         dequantisation("float32", "int8", 4),

@@ -17,8 +17,9 @@ import numpy as np
 
 from bench import environment, records, report
 from bench.device import Device, device_versions
-from bench.device_kernels import Kernel, copy_use, kernels
+from bench.device_kernels import Kernel, copy_use
 from bench.device_sampling import collect, overhead_us
+from bench.device_table import kernels
 from bench.options import FILE, SETTINGS
 from bench.peers import UnavailableError
 from bench.records import Record

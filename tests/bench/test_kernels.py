@@ -12,8 +12,8 @@ import torch
 
 from bench import kernels as command
 from bench.device import Device
-from bench.device_kernels import kernels
 from bench.device_sampling import collect
+from bench.device_table import kernels
 from bench.rotation import Sets
 from bench.sampling import Plan
 from pycomm.errors import MissingError
@@ -69,7 +69,7 @@ def test_competitors_compute_the_same(device, name):
     uses = kernel.uses(sets)
     output = {"pack": "bucket", "unpack": "gradients", "quantize": "values"}.get(kernel.name, "out")
     kind = {"bucket": "float32", "gradients": "float32"}.get(output, kernel.redop)
-    kind = kernel.dtype if kind in ("sum",) or kernel.name.startswith("dequantize") else kind
+    kind = kernel.dtype if kind in ("sum", "none") or kernel.name.startswith("dequantize") else kind
     results = {}
     for impl, use in uses.items():
         use(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from pycomm.kernels.cuda import CudaKernels
 from tests.cuda.host import HostLauncher
 from tests.cuda.place import Place
 
@@ -17,3 +19,11 @@ COMPILERS = [name for name in ("c++", "clang++") if shutil.which(name)]
 def place(request: pytest.FixtureRequest) -> Place:
     """Kernels that run on the host, built by every compiler there is."""
     return Place(np, HostLauncher(compiler=request.param))
+
+
+@pytest.fixture
+def refusing() -> Iterator[CudaKernels]:
+    """Kernels, of which none may have been launched in the end."""
+    launcher = HostLauncher()
+    yield CudaKernels(launcher)
+    assert launcher.launches == []

@@ -49,6 +49,7 @@ class HostLauncher:
     Attributes:
         launches: the name and the grid of every launch.
         only: if not 0, of each launch only the first and the last so many blocks are run.
+        filler: what every byte of scratch memory is; not 0, so that nothing relies on zeros.
     """
 
     def __init__(self, multiprocessors: int = 2, compiler: str = "c++"):
@@ -57,6 +58,7 @@ class HostLauncher:
         self.compiler = compiler
         self.launches: list[tuple[str, int]] = []
         self.only = 0
+        self.filler = 255
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
         """Run the blocks, then return."""
@@ -67,8 +69,8 @@ class HostLauncher:
         assert not wrong, f"{kernel} {wrong.decode()}"
 
     def empty(self, nbytes: int) -> np.ndarray:
-        """Return memory full of ones, so that nothing relies on zeros."""
-        room = np.full(nbytes + 16, 255, np.uint8)
+        """Return memory at a multiple of 16 bytes."""
+        room = np.full(nbytes + 16, self.filler, np.uint8)
         start = -room.ctypes.data % 16
         return room[start : start + nbytes]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import pytest
 
@@ -11,18 +9,11 @@ from pycomm.kernels import cuda_base
 from pycomm.kernels.cuda import CudaKernels
 from pycomm.types import DTYPES, SUM
 from tests.cuda.host import HostLauncher
+from tests.cuda.memory import sparse
 
 COUNT = (1 << 31) + 5003
 BLOCKS = 3
 VECTOR_TILE, SINGLE_TILE = 16384, 1024  # bytes of uint8 that a block takes at a time
-NO_RESERVE = 0x4000
-
-
-def sparse(nbytes: int, residue: int = 0) -> np.ndarray:
-    """Return zeros that take no memory before they are written."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-    memory = mmap.mmap(-1, nbytes + 16, flags=flags)
-    return np.frombuffer(memory, np.uint8)[residue : residue + nbytes]
 
 
 @pytest.fixture

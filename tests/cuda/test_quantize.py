@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.arrays import numpy_dtype
 from pycomm.kernels import cpu_quantize, cuda_quantize
 from pycomm.kernels.block_scaled import BLOCK, QUANTISED, STORED, scale_count
-from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES
-from tests.cuda.views import Host, view
 
-NUMPY = {
-    "int8": np.int8,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-}
 LARGEST = {"int8": 127, "float8_e4m3fn": 448, "float8_e5m2": 57344}
 LEAST = np.float32(2.0**-126)
 F32, I8 = DTYPES["float32"], DTYPES["int8"]
@@ -48,7 +37,7 @@ def reference(x, stored):
     if stored is I8:
         values = np.where(np.isnan(scaled), 127, np.rint(scaled)).astype(np.int8)
     else:
-        values = scaled.astype(NUMPY[stored.name])
+        values = scaled.astype(numpy_dtype(stored))
     return values.reshape(-1)[: x.size], scales
 
 
@@ -58,20 +47,21 @@ def samples(dtype, count, seed=0):
     sizes = np.repeat(2.0 ** rng.integers(-20, 12, scale_count(count)), BLOCK)[:count]
     x = rng.standard_normal(count) * sizes
     x[rng.random(count) < 0.1] = 0
-    return x.astype(np.float32).astype(NUMPY[dtype.name])
+    return x.astype(np.float32).astype(numpy_dtype(dtype))
 
 
 def quantised(place, x, dtype, stored, residues=(0, 0)):
     """Return values and scales of the GPU's way, after comparing the CPU's bytes with them."""
     values = place.empty(x.size, residues[1])
     scales = place.empty(4 * scale_count(x.size), 4)
-    data = place.put(x, residues[0])
-    cuda_quantize.quantize(place.launcher, view(data), view(values), view(scales), dtype, stored)
-    again, scales_again = np.empty_like(values), np.empty_like(scales)
-    cpu_quantize.quantize(data, again, scales_again, dtype, stored)
-    assert np.array_equal(place.get(values), again)
-    assert np.array_equal(place.get(scales), scales_again)
-    return again.view(NUMPY[stored.name]), scales_again.view(np.float32)
+    place.kernels.quantize(place.put(x, residues[0]), values, scales, dtype, stored)
+    got, got_scales = place.get_all([values, scales])
+    again, scales_again = np.empty_like(got), np.empty_like(got_scales)
+    cpu_quantize.quantize(x.view(np.uint8), again, scales_again, dtype, stored)
+    assert np.array_equal(got, again)
+    assert np.array_equal(got_scales, scales_again)
+    place.forget()
+    return again.view(numpy_dtype(stored)), scales_again.view(np.float32)
 
 
 def assert_same(a, b):
@@ -83,25 +73,26 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(("dtype", "stored"), FORMATS, ids=lambda d: d.name)
-def test_quantise_as_numpy_does(dtype, stored):
+def test_quantise_as_numpy_does(place, dtype, stored):
     for count in (0, 1, 3, 255, 256, 257, 512, 2048, 8191):
         x = samples(dtype, count, count)
-        for got, expected in zip(quantised(Host(), x, dtype, stored), reference(x, stored)):
+        for got, expected in zip(quantised(place, x, dtype, stored), reference(x, stored)):
             assert_same(got, expected)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 7])
 @pytest.mark.parametrize("residues", [(0, 1), (0, 4), (0, 8), (4, 0), (8, 3)])
 @pytest.mark.parametrize("dtype", QUANTISED, ids=lambda d: d.name)
-def test_neither_alignment_nor_grid_matters(dtype, residues, multiprocessors):
+def test_neither_alignment_nor_grid_matters(place, dtype, residues, multiprocessors):
+    place.launcher.multiprocessors = multiprocessors
     x = samples(dtype, 20_000)
-    values, scales = quantised(Host(multiprocessors), x, dtype, I8, residues)
+    values, scales = quantised(place, x, dtype, I8, residues)
     assert_same(values, reference(x, I8)[0])
     assert_same(scales, reference(x, I8)[1])
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda d: d.name)
-def test_zeros_and_denormals_and_what_is_not_finite(stored):
+def test_zeros_and_denormals_and_what_is_not_finite(place, stored):
     x = np.zeros((7, BLOCK), np.float32)
     x[1, 5] = np.nan
     x[2, 255] = -np.inf
@@ -109,7 +100,7 @@ def test_zeros_and_denormals_and_what_is_not_finite(stored):
     x[4, :2] = np.finfo(np.float32).max, -np.finfo(np.float32).max
     x[5, :2] = 2.0**-120, -(2.0**-126)
     x[6] = -0.0
-    values, scales = quantised(Host(), x.ravel(), F32, stored)
+    values, scales = quantised(place, x.ravel(), F32, stored)
     assert_same(values, reference(x.ravel(), stored)[0])
     assert scales[0] == scales[6] == 0
     assert np.isnan(scales[1:3]).all()
@@ -123,12 +114,14 @@ def dequantised(place, inputs, dtype, stored, average, residue=0):
     values = [place.put(v, residue) for v, _ in inputs]
     scales = [place.put(s, 12) for _, s in inputs]
     output = place.empty(inputs[0][0].size * dtype.itemsize, residue * dtype.itemsize)
-    again = np.empty_like(output)
-    views = [view(v) for v in values], [view(s) for s in scales], view(output)
-    cuda_quantize.dequantize_reduce(place.launcher, *views, dtype, stored, average)
-    cpu_quantize.dequantize_reduce(values, scales, again, dtype, stored, average)
-    assert np.array_equal(place.get(output), again)
-    return again.view(NUMPY[dtype.name])
+    place.kernels.dequantize_reduce(values, scales, output, dtype, stored, average)
+    got = place.get(output)
+    again = np.empty_like(got)
+    on_host = place.get_all(values), place.get_all(scales)
+    cpu_quantize.dequantize_reduce(*on_host, again, dtype, stored, average)
+    assert np.array_equal(got, again)
+    place.forget()
+    return again.view(numpy_dtype(dtype))
 
 
 def sum_of(inputs, average):
@@ -142,54 +135,32 @@ def sum_of(inputs, average):
 
 @pytest.mark.parametrize("average", [False, True], ids=["sum", "avg"])
 @pytest.mark.parametrize(("dtype", "stored"), FORMATS, ids=lambda d: d.name)
-def test_dequantise_and_reduce_as_numpy_does(dtype, stored, average):
+def test_dequantise_and_reduce_as_numpy_does(place, dtype, stored, average):
     for ranks, count in ((1, 300), (2, 1), (3, 2048), (8, 5000)):
         inputs = [reference(samples(F32, count, r), stored) for r in range(ranks)]
-        got = dequantised(Host(), inputs, dtype, stored, average)
-        assert_same(got, sum_of(inputs, average).astype(NUMPY[dtype.name]))
+        got = dequantised(place, inputs, dtype, stored, average)
+        assert_same(got, sum_of(inputs, average).astype(numpy_dtype(dtype)))
 
 
 @pytest.mark.parametrize("residue", [1, 4, 8])
-def test_dequantise_at_any_alignment(residue):
+def test_dequantise_at_any_alignment(place, residue):
     inputs = [reference(samples(F32, 3000, r), I8) for r in range(3)]
-    assert_same(dequantised(Host(), inputs, F32, I8, False, residue), sum_of(inputs, False))
+    assert_same(dequantised(place, inputs, F32, I8, False, residue), sum_of(inputs, False))
 
 
-def test_more_inputs_than_a_launch_takes():
+def test_more_inputs_than_a_launch_takes(place):
     inputs = [reference(samples(F32, 600, r), I8) for r in range(cuda_quantize.INPUTS + 1)]
-    place = Host()
     bf16 = DTYPES["bfloat16"]
     got = dequantised(place, inputs, bf16, I8, True)
-    assert_same(got, sum_of(inputs, True).astype(NUMPY["bfloat16"]))
+    assert_same(got, sum_of(inputs, True).astype(numpy_dtype(bf16)))
     assert [name for name, _ in place.launcher.launches] == [
         "dequantize_reduce<11,1>",
         "dequantize_reduce<10,1>",
     ]
 
 
-def test_nan_blocks_come_out_as_canonical_nan():
+def test_nan_blocks_come_out_as_canonical_nan(place):
     x = np.full(BLOCK, np.inf, np.float32)
     for stored in STORED:
-        got = dequantised(Host(), [reference(x, stored)], F32, stored, False)
+        got = dequantised(place, [reference(x, stored)], F32, stored, False)
         assert (got.view(np.uint32) == 0x7FC00000).all()
-
-
-def test_bad_arguments_are_named_before_a_launch():
-    place = Host()
-    x, values, scales = (view(place.empty(n)) for n in (4 * 300, 300, 8))
-    quantize, launcher = cuda_quantize.quantize, place.launcher
-    with pytest.raises(ArgumentError, match="300 bytes of values and 8 of scales"):
-        quantize(launcher, x, values, DeviceView(scales.address, 4), F32, I8)
-    with pytest.raises(ArgumentError, match="does not hold whole float32"):
-        quantize(launcher, DeviceView(x.address, 1199), values, scales, F32, I8)
-    with pytest.raises(ArgumentError, match="not aligned to elements of 4 bytes"):
-        quantize(launcher, DeviceView(x.address + 2, 1200), values, scales, F32, I8)
-    with pytest.raises(ArgumentError, match=r"devices \[0, 1\]"):
-        quantize(launcher, x, values, DeviceView(scales.address, 8, 1), F32, I8)
-    with pytest.raises(ArgumentError, match="overlaps"):
-        quantize(launcher, x, DeviceView(x.address, 300), scales, F32, I8)
-    with pytest.raises(UnsupportedError, match="int8, float8_e4m3fn, float8_e5m2: float16"):
-        quantize(launcher, x, values, scales, F32, DTYPES["float16"])
-    with pytest.raises(ArgumentError, match="0 arrays of values"):
-        cuda_quantize.dequantize_reduce(launcher, [], [], x, F32, I8)
-    assert launcher.launches == []

@@ -7,12 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from pycomm.errors import ArgumentError, UnsupportedError
-from pycomm.kernels.cuda_squares import CHUNK_BYTES, SumOfSquares
-from pycomm.kernels.device import DeviceView
+from pycomm.arrays import numpy_dtype
+from pycomm.kernels.cuda_squares import CHUNK_BYTES
 from pycomm.types import DTYPES
-from tests.cuda.test_check import FLOATS, numpy_of
-from tests.cuda.views import Host, view
+from tests.cuda.test_check import FLOATS
 
 F32, F64, BF16 = (DTYPES[n] for n in ("float32", "float64", "bfloat16"))
 COLUMNS = 256
@@ -55,37 +53,39 @@ def reference(arrays):
 
 def total(place, arrays, dtypes, residues=None):
     residues = residues or [0] * len(arrays)
-    views = [view(place.put(x, r)) for x, r in zip(arrays, residues)]
+    given = [place.put(x, r) for x, r in zip(arrays, residues)]
     out = place.empty(8)
-    SumOfSquares(place.launcher, views, dtypes).into(view(out))
-    return place.get(out).view(np.float64)[0]
+    place.kernels.sum_of_squares(given, dtypes).into(out)
+    got = place.get(out).view(np.float64)[0]
+    place.forget()
+    return got
 
 
 def random(dtype, count, seed):
-    kind = numpy_of(dtype)
+    kind = numpy_dtype(dtype)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(count) * 2.0 ** rng.integers(-8, 6, count)
     return (x + 1j * x[::-1]).astype(kind) if kind.kind == "c" else x.astype(kind)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: d.name)
-def test_every_dtype_in_the_promised_order(dtype):
+def test_every_dtype_in_the_promised_order(place, dtype):
     arrays = [random(dtype, n, n) for n in (0, 1, 3, 1000, 20_011, 0, 70_001)]
-    assert total(Host(), arrays, dtype) == reference(arrays)
+    assert total(place, arrays, dtype) == reference(arrays)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
-def test_neither_grid_nor_alignment_matters(multiprocessors):
+def test_neither_grid_nor_alignment_matters(place, multiprocessors):
+    place.launcher.multiprocessors = multiprocessors
     arrays = [random(F32, n, n) for n in (5, 30_000, 17, 16_384, 16_385)]
     expected = reference(arrays)
     for residues in ([0] * 5, [4, 8, 12, 4, 8], [0, 4, 0, 12, 0]):
-        assert total(Host(multiprocessors), arrays, F32, residues) == expected
+        assert total(place, arrays, F32, residues) == expected
 
 
-def test_hundreds_of_arrays_in_two_launches():
+def test_hundreds_of_arrays_in_two_launches(place):
     rng = np.random.default_rng(1)
     arrays = [random(BF16, int(n), k) for k, n in enumerate(rng.integers(0, 3000, 700))]
-    place = Host()
     got = total(place, arrays, BF16)
     assert got == reference(arrays)
     exact = math.fsum(float(v) ** 2 for x in arrays for v in x)
@@ -93,40 +93,21 @@ def test_hundreds_of_arrays_in_two_launches():
     assert [name for name, _ in place.launcher.launches] == ["square_sums<10>", "total_of<>"]
 
 
-def test_several_dtypes():
+def test_several_dtypes(place):
     dtypes = [F32, F32, BF16, F64]
     arrays = [random(d, 20_000 + k, k) for k, d in enumerate(dtypes)]
-    place = Host()
     assert total(place, arrays, dtypes) == reference(arrays)
     assert len(place.launcher.launches) == 4
 
 
-def test_many_chunks():
+def test_many_chunks(place):
     arrays = [random(F64, 300 * CHUNK_BYTES // 8 + 5, 3)]
-    assert total(Host(), arrays, F64) == reference(arrays)
+    assert total(place, arrays, F64) == reference(arrays)
 
 
-def test_nothing_and_what_is_not_finite():
-    assert total(Host(), [], F32) == 0
-    assert total(Host(), [np.empty(0, np.float32)], F32) == 0
-    assert total(Host(), [np.array([3, np.inf], np.float32)], F32) == np.inf
-    nan = total(Host(), [np.array([np.inf, -np.nan], np.float32)], F32)
+def test_nothing_and_what_is_not_finite(place):
+    assert total(place, [], F32) == 0
+    assert total(place, [np.empty(0, np.float32)], F32) == 0
+    assert total(place, [np.array([3, np.inf], np.float32)], F32) == np.inf
+    nan = total(place, [np.array([np.inf, -np.nan], np.float32)], F32)
     assert nan.view(np.uint64) == 0x7FF8000000000000
-
-
-def test_bad_arguments_are_named_before_a_launch():
-    place = Host()
-    x, out = view(place.empty(64)), view(place.empty(8))
-    with pytest.raises(UnsupportedError, match="int8 is neither"):
-        SumOfSquares(place.launcher, [x], DTYPES["int8"])
-    with pytest.raises(ArgumentError, match=r"arrays\[1\] has 3 bytes"):
-        SumOfSquares(place.launcher, [x, DeviceView(x.address, 3)], F32)
-    with pytest.raises(ArgumentError, match="1 arrays, but 2 dtypes"):
-        SumOfSquares(place.launcher, [x], [F32, F64])
-    with pytest.raises(ArgumentError, match="not the 8 of one float64"):
-        SumOfSquares(place.launcher, [x], F32).into(DeviceView(x.address, 16))
-    with pytest.raises(ArgumentError, match="overlaps"):
-        SumOfSquares(place.launcher, [x], F32).into(DeviceView(x.address + 8, 8))
-    with pytest.raises(ArgumentError, match=r"devices \[0, 1\]"):
-        SumOfSquares(place.launcher, [x], F32).into(DeviceView(out.address, 8, 1))
-    assert place.launcher.launches == []

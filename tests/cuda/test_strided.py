@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import numpy as np
 import pytest
 
-from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.kernels import cuda_strides
-from pycomm.kernels.cuda_strided import StridedView, pack_strided, unpack_strided
-from pycomm.kernels.device import HOST, DeviceView
-from tests.cuda.arrays import FILL, Guarded, sparse, view
-from tests.cuda.host import HostLauncher
+from pycomm.kernels.cuda_strided import StridedView, strided_view
+from pycomm.kernels.device import device_view
+from tests.cuda.place import UNTOUCHED
 
 KINDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
-
-def strided(x):
-    return StridedView(x.ctypes.data, x.shape, x.strides, x.itemsize, HOST)
 
 
 def numbered(shape, itemsize):
@@ -32,111 +27,100 @@ def contiguous_bytes(x):
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
-def check(x, multiprocessors=2, misaligned=0):
+def spanned(x):
+    """Return the bytes from the lowest to the highest of a strided array, and where they begin."""
+    low, high = strided_view(x).span
+    return np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8), low
+
+
+def view_of(place, room, x, low):
+    """Return the view of an array like `x`, whose lowest byte is the first of `room`."""
+    address = device_view(room).address + x.ctypes.data - low
+    return StridedView(address, x.shape, x.strides, x.itemsize, place.launcher.device)
+
+
+def check(place, x, multiprocessors=2, misaligned=0):
     """Pack x and unpack it into an array of the same strides; return the kernel that packed."""
-    launcher = HostLauncher(multiprocessors)
-    flat = Guarded(x.nbytes, misaligned)
-    pack_strided(launcher, strided(x), flat.view)
-    assert np.array_equal(flat.bytes, contiguous_bytes(x))
-    flat.assert_guards()
+    place.launcher.multiprocessors = multiprocessors
+    place.launcher.launches.clear()
+    data, low = spanned(x)
+    flat = place.empty(x.nbytes, misaligned)
+    place.kernels.pack_strided(view_of(place, place.put(data, low % 16), x, low), flat)
+    assert np.array_equal(place.get(flat), contiguous_bytes(x))
     if x.size and 0 not in [s for s, n in zip(x.strides, x.shape) if n > 1]:
-        check_unpack(launcher, x, flat)
-    return launcher.launches[0][0].split("<")[0] if launcher.launches else None
+        check_unpack(place, x, flat)
+    place.forget()
+    return place.launcher.launches[0][0].split("<")[0] if place.launcher.launches else None
 
 
-def check_unpack(launcher, x, flat):
+def check_unpack(place, x, flat):
     """Check that the elements of an array like x are written, and nothing between them."""
-    low, high = strided(x).span
-    room, expected = Guarded(high - low, low % 16), np.full(high - low, FILL, np.uint8)
+    data, low = spanned(x)
+    room, expected = place.empty(data.size, low % 16), np.full(data.size, UNTOUCHED, np.uint8)
+    place.kernels.unpack_strided(flat, view_of(place, room, x, low))
     first = x.ctypes.data - low
-    out = StridedView(room.view.address + first, x.shape, x.strides, x.itemsize, HOST)
-    unpack_strided(launcher, flat.view, out)
-    place = expected[first : first + x.itemsize].view(x.dtype)
-    np.lib.stride_tricks.as_strided(place, x.shape, x.strides)[...] = x
-    assert np.array_equal(room.bytes, expected)
-    room.assert_guards()
+    start = expected[first : first + x.itemsize].view(x.dtype)
+    np.lib.stride_tricks.as_strided(start, x.shape, x.strides)[...] = x
+    assert np.array_equal(place.get(room), expected)
 
 
 @pytest.mark.parametrize("itemsize", KINDS)
 @pytest.mark.parametrize("multiprocessors", [1, 40])
-def test_transposed_matrices(itemsize, multiprocessors):
+def test_transposed_matrices(place, itemsize, multiprocessors):
     for shape in [(16, 16), (32, 64), (33, 65), (100, 17), (131, 70)]:
-        assert check(numbered(shape, itemsize).T, multiprocessors) == "transpose"
-    assert check(numbered((3, 40, 50), itemsize).swapaxes(1, 2)) == "transpose"
-    assert check(numbered((2, 20, 3, 18), itemsize).transpose(2, 3, 0, 1)) == "transpose"
-    assert check(numbered((4, 20, 30), itemsize).transpose(2, 1, 0)) == "strided_items"
-    assert check(numbered((50, 10), itemsize).T) == "strided_items"
+        assert check(place, numbered(shape, itemsize).T, multiprocessors) == "transpose"
+    assert check(place, numbered((3, 40, 50), itemsize).swapaxes(1, 2)) == "transpose"
+    assert check(place, numbered((2, 20, 3, 18), itemsize).transpose(2, 3, 0, 1)) == "transpose"
+    assert check(place, numbered((4, 20, 30), itemsize).transpose(2, 1, 0)) == "strided_items"
+    assert check(place, numbered((50, 10), itemsize).T) == "strided_items"
 
 
 @pytest.mark.parametrize("itemsize", KINDS)
-def test_rows(itemsize):
+def test_rows(place, itemsize):
     columns = 320 // itemsize
     for first, last in [(0, columns - 1), (1, columns), (3, columns - 1)]:
         x = numbered((37, columns), itemsize)[:, first:last]
-        assert check(x) == ("strided_rows" if x[0].nbytes >= 256 else "strided_items")
-    assert check(numbered((5, 3000), 4)[::-2, 7:2900], misaligned=3) == "strided_rows"
-    assert check(numbered((4, 3, 5, 700), 2)[1:3, ::2, ::-1, 5:], misaligned=1) == "strided_rows"
+        assert check(place, x) == ("strided_rows" if x[0].nbytes >= 256 else "strided_items")
+    assert check(place, numbered((5, 3000), 4)[::-2, 7:2900], misaligned=3) == "strided_rows"
+    assert check(place, numbered((4, 3, 5, 700), 2)[1:3, ::2, ::-1, 5:], misaligned=1) == "strided_rows"
 
 
 @pytest.mark.parametrize("itemsize", KINDS)
-def test_contiguous_arrays_are_one_row(itemsize):
+def test_contiguous_arrays_are_one_row(place, itemsize):
     for shape in [(), (1,), (7,), (3, 5, 7), (1, 40_000), (2, 1, 3000, 1)]:
-        assert check(numbered(shape, itemsize)) == "strided_rows"
+        assert check(place, numbered(shape, itemsize)) == "strided_rows"
 
 
 @pytest.mark.parametrize("itemsize", KINDS)
 @pytest.mark.parametrize("limit", [1 << 31, 1])
-def test_steps_signs_and_zeros(itemsize, limit, monkeypatch):
+def test_steps_signs_and_zeros(place, itemsize, limit, monkeypatch):
     """Also with items numbered by 64 bits."""
     monkeypatch.setattr(cuda_strides, "INDEX_LIMIT", limit)
     cuda_strides.plan.cache_clear()
     x = numbered((12, 18, 20), itemsize)
-    assert check(x[::3, 1:-1:2, ::-7]) == "strided_items"
-    assert check(x[::-1, ::-1, ::-1]) == "strided_items"
-    assert check(x[:, :, 5], 30) == "strided_items"
-    assert check(np.broadcast_to(x[0, 0], (9, 20))) is not None
-    assert check(np.broadcast_to(x[:, 3:4, ::2], (12, 5, 10))) == "strided_items"
-    assert check(np.broadcast_to(x[0, 0, 0], (3, 4))) == "strided_items"
+    assert check(place, x[::3, 1:-1:2, ::-7]) == "strided_items"
+    assert check(place, x[::-1, ::-1, ::-1]) == "strided_items"
+    assert check(place, x[:, :, 5], 30) == "strided_items"
+    assert check(place, np.broadcast_to(x[0, 0], (9, 20))) is not None
+    assert check(place, np.broadcast_to(x[:, 3:4, ::2], (12, 5, 10))) == "strided_items"
+    assert check(place, np.broadcast_to(x[0, 0, 0], (3, 4))) == "strided_items"
     cuda_strides.plan.cache_clear()
 
 
-def test_eight_dimensions_in_every_order_of_some():
+def test_eight_dimensions_in_every_order_of_some(place):
     x = numbered((2, 3, 2, 3, 2, 3, 2, 3), 2)
     for order in itertools.islice(itertools.permutations(range(8)), 0, None, 1301):
-        check(x.transpose(order)[:, ::-1])
+        check(place, x.transpose(order)[:, ::-1])
 
 
-def test_items_become_wider_where_rows_allow():
-    launcher = HostLauncher()
+def test_items_become_wider_where_rows_allow(place):
     for columns, item in [(8, 16), (4, 16), (6, 8), (2, 8), (3, 4)]:
-        x = numbered((10, 16), 4)[:, :columns]
-        pack_strided(launcher, strided(x), Guarded(x.nbytes).view)
-        assert launcher.launches[-1][0] == f"strided_items<{item},0,32>"
+        check(place, numbered((10, 16), 4)[:, :columns])
+        assert place.launcher.launches[0][0] == f"strided_items<{item},0,32>"
 
 
-def test_nothing_to_pack_launches_nothing():
-    assert check(numbered((3, 0, 2), 4).T) is None
-
-
-def test_strides_beyond_two_to_the_31_bytes():
-    room = sparse(7 << 30)
-    stride = (3 << 30) + 4
-    window = np.ndarray((3, 5), np.uint32, room.data, strides=(stride, 8))
-    window[...] = numbered((3, 5), 4)
-    assert check_packed(window) == "strided_items"
-    rows = np.ndarray((3, 1000), np.uint8, room.data, strides=(stride, 1))
-    rows[...] = numbered((3, 1000), 1)
-    assert check_packed(rows) == "strided_rows"
-    batch = np.ndarray((3, 20, 20), np.uint32, room.data, strides=(stride, 4, 80))
-    batch[...] = numbered((3, 20, 20), 4)
-    assert check_packed(batch) == "transpose"
-
-
-def check_packed(x):
-    launcher, flat = HostLauncher(), Guarded(x.nbytes)
-    pack_strided(launcher, strided(x), flat.view)
-    assert np.array_equal(flat.bytes, contiguous_bytes(x))
-    return launcher.launches[0][0].split("<")[0]
+def test_nothing_to_pack_launches_nothing(place):
+    assert check(place, numbered((3, 0, 2), 4).T) is None
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -151,25 +135,12 @@ def test_division_without_dividing(bits):
             assert (2 * n * magic >> bits) >> shift == n // divisor
 
 
-def test_errors_come_before_any_launch():
-    launcher, x = HostLauncher(), numbered((4, 6), 4)
-    with pytest.raises(
-        ArgumentError, match=r"out has 95 bytes, but shape \(6, 4\) of 4-byte items"
-    ):
-        pack_strided(launcher, strided(x.T), Guarded(95).view)
-    with pytest.raises(ArgumentError, match="out .* overlaps the strided array, which spans 96"):
-        pack_strided(launcher, strided(x.T), view(x))
-    with pytest.raises(ArgumentError, match="x .* is on cuda:1, but the kernels run on the"):
-        unpack_strided(launcher, DeviceView(4096, 96, device=1), strided(x.T))
-    with pytest.raises(ArgumentError, match=r"strides \(0, 4\) share memory"):
-        unpack_strided(launcher, Guarded(96).view, strided(np.broadcast_to(x[0], (4, 6))))
-    window = np.lib.stride_tricks.sliding_window_view(x[0], 3)
-    with pytest.raises(ArgumentError, match="a stride of 4 within 12 bytes"):
-        unpack_strided(launcher, Guarded(96).view, strided(window))
-    with pytest.raises(UnsupportedError, match="items of 3 bytes: only 1, 2, 4, 8, 16 are packed"):
-        pack_strided(launcher, StridedView(4096, (5,), (4,), 3, HOST), Guarded(96).view)
-    with pytest.raises(UnsupportedError, match="9 dimensions in shape"):
-        pack_strided(launcher, strided(numbered((2,) * 9, 1).T), Guarded(512).view)
-    with pytest.raises(ArgumentError, match=r"shape \(5, 1\) has not as many sizes as strides"):
-        pack_strided(launcher, StridedView(4096, (5, 1), (4,), 4, HOST), Guarded(96).view)
-    assert launcher.launches == []
+def test_arrays_and_tensors_as_they_are(place):
+    torch = pytest.importorskip("torch")
+    x = place.xp.arange(35, dtype="float32").reshape(5, 7)
+    out, back = place.xp.zeros(35, "float32"), place.xp.zeros((5, 7), "float32")
+    place.kernels.pack_strided(x.T, out)
+    assert bool((out.reshape(7, 5) == x.T).all())
+    flat, whole = (torch.as_tensor(a) for a in (out, back))
+    place.kernels.unpack_strided(flat, whole.T)
+    assert bool((back == x).all())

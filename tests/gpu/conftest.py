@@ -8,12 +8,21 @@ from tests.gpu.device import cupy_or_skip
 
 
 @pytest.fixture(scope="session")
-def launcher():
+def gpu():
     """The launcher of the current GPU; kernels are compiled once for all tests."""
     cupy_or_skip()
-    from pycomm.kernels.cuda_launcher import CupyLauncher
+    from tests.gpu.recording import RecordingLauncher
 
-    return CupyLauncher()
+    return RecordingLauncher()
+
+
+@pytest.fixture
+def launcher(gpu):
+    """The same, with no launches yet; a test may change the number of multiprocessors."""
+    multiprocessors = gpu.multiprocessors
+    gpu.launches.clear()
+    yield gpu
+    gpu.multiprocessors = multiprocessors
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.gpu.device import cupy_or_skip
 cupy_or_skip()
 
 from bench.device import Device  # noqa: E402
-from bench.device_kernels import kernels  # noqa: E402
+from bench.device_table import kernels  # noqa: E402
 from bench.rotation import Sets  # noqa: E402
 
 
