@@ -183,7 +183,9 @@ class CudaPack(OnDevice):
             ArgumentError: a chunk has not as many bytes as its rows.
         """
         if len(chunks) != len(counts):
-            raise ArgumentError(f"{len(chunks)} chunks, but counts of {len(counts)} peers: {counts}")
+            raise ArgumentError(
+                f"{len(chunks)} chunks, but counts of {len(counts)} peers: {counts}"
+            )
         views = [device_view(x) for x in chunks]
         for peer, (chunk, count) in enumerate(zip(views, counts)):
             if count < 0 or chunk.nbytes != count * row:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
+from pycomm.kernels.block_scaled import BLOCK as QUANT_BLOCK
+from pycomm.kernels.block_scaled import scale_count
 from pycomm.kernels.numba_floats import loading, stored_type, storing
 from pycomm.types import DTYPES, DType
 
 GRID, BLOCK = 2, 8
-ELEMENTS = 256
-"""How many share a scale."""
-
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 _LEAST = np.float32(2.0**-126)
 _NAN, _ZERO, _ONE = np.float32(np.nan), np.float32(0), np.float32(1)
@@ -44,7 +43,7 @@ def quantizer(dtype: DType, stored: DType):
 
     def quantize(x, values, scales, count):
         for block in range(cuda.grid(1), scales.size, cuda.gridsize(1)):
-            first, last = block * ELEMENTS, min((block + 1) * ELEMENTS, count)
+            first, last = block * QUANT_BLOCK, min((block + 1) * QUANT_BLOCK, count)
             amax = _ZERO
             for i in range(first, last):
                 size = abs(load(x[i]))
@@ -64,9 +63,9 @@ def dequantizing_sum(dtype: DType, stored: DType, divisor: int):
 
     def dequantize_reduce(values, scales, out, count):
         for i in range(cuda.grid(1), count, cuda.gridsize(1)):
-            total = np.float32(decode(values[0][i])) * scales[0][i // ELEMENTS]
+            total = np.float32(decode(values[0][i])) * scales[0][i // QUANT_BLOCK]
             for k in range(1, len(values)):
-                total += np.float32(decode(values[k][i])) * scales[k][i // ELEMENTS]
+                total += np.float32(decode(values[k][i])) * scales[k][i // QUANT_BLOCK]
             out[i] = store(total / divide_by if divide_by != _ONE else total)
 
     return cuda.jit(dequantize_reduce)
@@ -76,7 +75,7 @@ def quantize(x: np.ndarray, dtype: DType, stored: DType) -> tuple[np.ndarray, np
     """Return values, as bytes, and scales."""
     bits = np.ascontiguousarray(x).view(stored_type(dtype))
     values = np.zeros(bits.size, stored_type(stored))
-    scales = np.zeros(-(-bits.size // ELEMENTS), np.float32)
+    scales = np.zeros(scale_count(bits.size), np.float32)
     quantizer(dtype, stored)[GRID, BLOCK](bits, values, scales, bits.size)
     return values.view(np.uint8), scales
 

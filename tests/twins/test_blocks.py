@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pycomm.arrays import numpy_dtype
+from pycomm.kernels import cpu_quantize
+from pycomm.kernels.block_scaled import QUANTISED
 from pycomm.types import DTYPES
 from tests.twins import blocks
 
@@ -59,3 +61,21 @@ def test_a_block_with_what_is_no_number_becomes_nan(bad):
         np.isfinite(back.view(np.float32)[:256]).all()
         and np.isnan(back.view(np.float32)[256:]).all()
     )
+
+
+@pytest.mark.parametrize("dtype", QUANTISED, ids=lambda d: d.name)
+@pytest.mark.parametrize("stored", list(blocks.LARGEST))
+def test_the_bits_of_the_cpu(dtype, stored):
+    kind, given = DTYPES[stored], [values(dtype, 700, seed) for seed in range(3)]
+    given[0][:256], given[1][300], given[2][600:] = 0, np.inf, 1e-30
+    inputs = [blocks.quantize(x, dtype, kind) for x in given]
+    for x, (codes, scales) in zip(given, inputs):
+        expected = np.empty(700, np.uint8), np.empty(12, np.uint8)
+        cpu_quantize.quantize(x.view(np.uint8), *expected, dtype, kind)
+        assert np.array_equal(codes, expected[0])
+        assert np.array_equal(scales.view(np.uint8), expected[1])
+    for average in (False, True):
+        out = np.empty(700 * dtype.itemsize, np.uint8)
+        codes, scales = ([part.view(np.uint8) for part in side] for side in zip(*inputs))
+        cpu_quantize.dequantize_reduce(codes, scales, out, dtype, kind, average)
+        assert np.array_equal(blocks.dequantize_reduce(inputs, dtype, kind, average), out)
