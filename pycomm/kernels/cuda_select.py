@@ -48,11 +48,10 @@ class CudaSelect(OnDevice):
                 another one, or is on another device.
             UnsupportedError: the dtype is none of these.
         """
-        views = [device_view(array) for array in (x, values, indices)]
-        count = self._check_selection(k, *views, dtype)
+        source, to_values, to_indices = (device_view(a) for a in (x, values, indices))
+        count = self._check_selection(k, source, to_values, to_indices, dtype)
         if k == 0:
             return
-        source, to_values, to_indices = views
         state = self._threshold(source, k, dtype)
         tiles = -(-source.nbytes // _TILE_BYTES)
         counts = device_view(self._launcher.empty(16 * (tiles + 1)))
