@@ -40,9 +40,7 @@ class SumOfSquares:
     alignment matter.
     """
 
-    def __init__(
-        self, launcher: Launcher, arrays: Sequence[Any], dtype: DType | Sequence[DType]
-    ):
+    def __init__(self, launcher: Launcher, arrays: Sequence[Any], dtype: DType | Sequence[DType]):
         """Check the arrays and copy the table of them; see CudaSquares."""
         dtypes = [dtype] * len(arrays) if isinstance(dtype, DType) else list(dtype)
         if len(dtypes) != len(arrays):
@@ -100,9 +98,7 @@ class SumOfSquares:
 class CudaSquares(OnDevice):
     """Sums of squares."""
 
-    def sum_of_squares(
-        self, arrays: Sequence[Any], dtype: DType | Sequence[DType]
-    ) -> SumOfSquares:
+    def sum_of_squares(self, arrays: Sequence[Any], dtype: DType | Sequence[DType]) -> SumOfSquares:
         """Return what sums the squares of all elements of these arrays, as often as it is asked.
 
         Args:

@@ -40,7 +40,9 @@ def assert_selects(place, x, k, dtype, residue=0):
 
 def random(dtype, count, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal(count) * 2.0 ** rng.integers(-6, 6, count)).astype(numpy_dtype(dtype))
+    return (rng.standard_normal(count) * 2.0 ** rng.integers(-6, 6, count)).astype(
+        numpy_dtype(dtype)
+    )
 
 
 @dtypes

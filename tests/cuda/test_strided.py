@@ -82,7 +82,10 @@ def test_rows(place, itemsize):
         x = numbered((37, columns), itemsize)[:, first:last]
         assert check(place, x) == ("strided_rows" if x[0].nbytes >= 256 else "strided_items")
     assert check(place, numbered((5, 3000), 4)[::-2, 7:2900], misaligned=3) == "strided_rows"
-    assert check(place, numbered((4, 3, 5, 700), 2)[1:3, ::2, ::-1, 5:], misaligned=1) == "strided_rows"
+    assert (
+        check(place, numbered((4, 3, 5, 700), 2)[1:3, ::2, ::-1, 5:], misaligned=1)
+        == "strided_rows"
+    )
 
 
 @pytest.mark.parametrize("itemsize", KINDS)
