@@ -91,7 +91,7 @@ def quantisation(dtype_name: str, stored_name: str) -> Kernel:
         rows = _views(sets, "x", "values", "scales")
         quantize = sets.device.kernels.quantize
         found: dict[str, Use] = {"pycomm": lambda i: quantize(*rows[i], dtype, stored)}
-        if sets.device.torch is not None and sets.arrays("x")[0].size >= BLOCK * dtype.itemsize:
+        if _torch_can(sets, sets.arrays("x")[0].size // dtype.itemsize):
             found["torch"] = _torch_quantize(sets, dtype_name, stored_name)
         return found
 
@@ -104,6 +104,11 @@ def quantisation(dtype_name: str, stored_name: str) -> Kernel:
         return [(got[0][:count], values), (got[1][: scales.size], scales)]
 
     return Kernel("quantize", dtype_name, stored_name, layout, prepare, uses, expected)
+
+
+def _torch_can(sets: Sets, count: int) -> bool:
+    """Say whether torch is there, and the elements are rows of whole blocks."""
+    return sets.device.torch is not None and count % BLOCK == 0
 
 
 def _torch_quantize(sets: Sets, dtype: str, stored: str) -> Use:
@@ -142,7 +147,7 @@ def dequantisation(dtype_name: str, stored_name: str, inputs: int) -> Kernel:
         found: dict[str, Use] = {
             "pycomm": lambda i: reduce(left[i], right[i], outs[i][0], dtype, stored)
         }
-        if sets.device.torch is not None and sets.arrays("out")[0].size >= BLOCK * dtype.itemsize:
+        if _torch_can(sets, sets.arrays("out")[0].size // dtype.itemsize):
             found["torch"] = _torch_dequantize(sets, values, scales, dtype_name, stored_name)
         return found
 

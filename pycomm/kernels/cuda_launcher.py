@@ -131,9 +131,10 @@ class CupyLauncher:
     def _function(self, kernel: str) -> int:
         """Return the handle of a kernel, compiled and loaded if it is new."""
         if kernel not in self._functions:
-            with self._cupy.cuda.Device(self.device) as device:
+            major, minor = self.capability
+            with self._cupy.cuda.Device(self.device):
                 nvrtc = self._cupy.cuda.nvrtc
-                binary = compiled(nvrtc, kernel, int(device.compute_capability), self._cache)
+                binary = compiled(nvrtc, kernel, 10 * major + minor, self._cache)
                 module = self._cupy.cuda.function.Module()
                 module.load(binary.code)
                 function = module.get_function(binary.symbol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pycomm.kernels import cuda_base
+from pycomm.kernels import cuda_base, cuda_quantize
 from pycomm.kernels.block_scaled import scale_count
 from pycomm.kernels.cpu_quantize import dequantize_reduce, quantize
 from pycomm.kernels.cuda import CudaKernels
@@ -31,7 +31,8 @@ def normal(count: int, dtype: str) -> np.ndarray:
     return np.random.default_rng(5).standard_normal(count).astype(dtype).view(np.uint8)
 
 
-def test_quantise_and_back(launcher: HostLauncher):
+def test_quantise_and_back(launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_quantize, "_BLOCKS_AT_ONCE", 32)  # a warp takes four
     kernels, tail_scales = CudaKernels(launcher), scale_count(TAIL)
     x, values, scales = sparse(2 * COUNT), sparse(COUNT), sparse(4 * scale_count(COUNT))
     out = sparse(2 * COUNT)

@@ -59,8 +59,11 @@ class FakeCuda:
 
 
 class FakeDevice:
-    attributes: dict[str, int] = {"MultiProcessorCount": 132}  # noqa: RUF012
-    compute_capability = "90"
+    attributes: dict[str, int] = {  # noqa: RUF012
+        "MultiProcessorCount": 132,
+        "ComputeCapabilityMajor": 9,
+        "ComputeCapabilityMinor": 0,
+    }
 
     def __enter__(self) -> FakeDevice:
         return self
