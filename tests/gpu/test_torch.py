@@ -56,3 +56,21 @@ def test_a_strided_tensor_is_refused(place):
     x = torch.ones(4, 4, device="cuda")
     with pytest.raises(ArgumentError, match="is strided"):
         place.kernels.reduce([x.t(), x], x, F32, SUM)
+
+
+def test_the_other_kernels_take_tensors(place):
+    x, out = torch.arange(1000, device="cuda").float(), torch.zeros(1000, device="cuda")
+    place.kernels.packing([x[:3], x[3:]], F32).pack(out)
+    assert torch.equal(out, x)
+    place.kernels.pack_strided(x.view(40, 25).t(), out)
+    assert torch.equal(out.view(25, 40), x.view(40, 25).t())
+    first, total = (torch.zeros(1, dtype=d, device="cuda") for d in (torch.int64, torch.float64))
+    place.kernels.first_non_finite(x, first, F32)
+    place.kernels.sum_of_squares([x], F32).into(total)
+    assert (first.item(), total.item()) == (-1, sum(k * k for k in range(1000)))
+    values, indices = (
+        torch.zeros(2, device="cuda"),
+        torch.zeros(2, dtype=torch.int64, device="cuda"),
+    )
+    place.kernels.top_k(x, 2, values, indices, F32)
+    assert (values.tolist(), indices.tolist()) == ([998.0, 999.0], [998, 999])
