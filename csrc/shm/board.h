@@ -58,12 +58,14 @@ struct Call {
   uint64_t detail = 0;
   std::span<const int64_t> header = {};
   bool remote = false;           // whether it can take Path::remote; the same on every rank
+  bool read_by_all = false;      // all that is offered is read by every rank: staged whole if small
   const void* target = nullptr;  // without data: symmetric memory that others may write to
 };
 
 class Board {
  public:
-  static constexpr size_t kSmallBytes = size_t(128) << 10;    // at most, to stage data whole
+  static constexpr size_t kSmallBytes = size_t(128) << 10;    // beyond, other threads may run
+  static constexpr size_t kWholeBytes = size_t(512) << 10;    // at most, to stage data whole
   static constexpr size_t kSegmentBytes = size_t(256) << 10;  // pieces beyond
   static constexpr size_t kRingBytes = size_t(2) << 20;       // of staging, see decision 13
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
@@ -206,7 +208,7 @@ class Board {
   std::optional<int> led_;                  // the node of the group that this rank leads
   std::vector<int> members_of_led_, read_;  // nodes: the others of that group; what everyone reads
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
-  size_t small_bytes_;
+  size_t whole_bytes_;
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   size_t staged_ = 0;              // the end of what this rank staged last in its ring

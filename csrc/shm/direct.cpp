@@ -69,7 +69,9 @@ void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu
   r.inputs = board.size();
   const size_t bytes = count * cpu::item_bytes(r.dtype);
   if (bytes > Board::kSmallBytes) idle.park();
-  switch (board.open(fingerprint, data, bytes, idle)) {
+  Call call = fingerprint;
+  call.read_by_all = root == kEveryone;
+  switch (board.open(call, data, bytes, idle)) {
     case Path::staged:
       if (root == kEveryone || root == board.rank())
         reduce(board.sources(), {static_cast<char*>(data)}, count, r);
