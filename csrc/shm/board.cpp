@@ -208,6 +208,7 @@ void Board::cut(size_t count, size_t bytes) {
   stride_ = in_lines(bytes);
   slots_ = kRingBytes / stride_;
   staged_ = ((first_piece(rank_) + count - 1) % slots_ + 1) * stride_;
+  staging.begin(count);
 }
 
 void Board::barrier(Idle& idle) {

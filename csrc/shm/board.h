@@ -27,6 +27,7 @@
 #include "shm/line.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
+#include "shm/staging.h"
 #include "shm/waits.h"
 #include "shm/watchdog.h"
 
@@ -107,6 +108,7 @@ class Board {
   flight::Flight* flight = nullptr;  // where they are recorded
   PeerReads peer_reads = PeerReads::in_huge_pages;
   uint64_t peer_reads_done = 0;  // chunks of others
+  Staging staging;
 
   // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
   // all, and throws Mismatch if calls differ. After a Failure it throws that again.
@@ -134,6 +136,13 @@ class Board {
   // of rank r for piece k. Others may read piece k until they have passed the barrier after next.
   void cut(size_t count, size_t bytes);
   char* piece(int r, size_t k) { return ring(r) + (first_piece(r) + k) % slots_ * stride_; }
+
+  // Copies to this rank's piece k. What is computed is better brought than written there if
+  // past_caches(k).
+  void bring(size_t k, size_t offset, const char* from, size_t bytes) {
+    if (bytes) staging.write(k, piece(rank_, k) + offset, from, bytes);
+  }
+  bool past_caches(size_t k) const { return staging.past_caches(k); }
 
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);

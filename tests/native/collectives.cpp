@@ -69,6 +69,7 @@ class Operation {
     const size_t memory = rank.shared.below(3);  // on all ranks: the heap, a slab, or either
     in_slab_ = memory == 2 ? rank.own.once_in(2) : memory == 1;
     shift_ = 16 * rank.own.below(4);
+    board.staging.way = shm::PastCaches(rank.own.below(3));
   }
 
   std::unique_ptr<Buffer> buffer(size_t bytes) const {
