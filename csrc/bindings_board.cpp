@@ -37,6 +37,10 @@ void bind_board(nb::module_& m) {
           [](Board& b, int when) { b.peer_reads = shm::PeerReads(when); },
           "When to read ordinary memory of others directly: 0 never, 1 in huge pages, 2 always.")
       .def_ro("peer_reads_done", &Board::peer_reads_done)
+      .def_prop_rw(
+          "past_caches", [](Board& b) { return int(b.staging.way); },
+          [](Board& b, int when) { b.staging.way = shm::PastCaches(when); },
+          "When pieces are staged past the caches: never, where it is faster, always.")
       .def("close_descriptor", &Board::close_descriptor)
       .def("watch", &Board::watch, "waits"_a, "processes"_a, nb::keep_alive<1, 2>())
       .def("serve", &Board::serve, "mailbox"_a, nb::keep_alive<1, 2>())

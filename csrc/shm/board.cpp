@@ -34,7 +34,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout, 
       size_(size),
       spins_(crowded ? 20 : 4000),
       groups_(std::move(groups)),
-      small_bytes_(crowded ? kSmallBytes : kSmallBytes / 16),
+      whole_bytes_(crowded ? kWholeBytes : kWholeBytes / 64),
       timeout_(timeout),
       probe_(segment_.nonce() + uint64_t(rank)),
       peer_slabs_(size) {
@@ -129,10 +129,9 @@ void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) 
     std::memcpy(mine.payload, data, bytes);
     return;
   }
+  const size_t whole = call.read_by_all ? std::min(whole_bytes_, kSmallBytes) : whole_bytes_;
   mine.place = bytes > kInPlaceBytes ? Slabs::instance().find(data) : Place{};
-  mine.offer = mine.place.serial       ? Offer::slab
-               : bytes <= small_bytes_ ? Offer::staged
-                                       : Offer::ordinary;
+  mine.offer = mine.place.serial ? Offer::slab : bytes <= whole ? Offer::staged : Offer::ordinary;
   if (mine.offer == Offer::staged) stage(data, bytes);
   if (mine.offer == Offer::ordinary && reads && worth_reading(data, bytes)) {
     mine.offer = Offer::remote;
@@ -209,6 +208,7 @@ void Board::cut(size_t count, size_t bytes) {
   stride_ = in_lines(bytes);
   slots_ = kRingBytes / stride_;
   staged_ = ((first_piece(rank_) + count - 1) % slots_ + 1) * stride_;
+  staging.begin(count);
 }
 
 void Board::barrier(Idle& idle) {

@@ -27,6 +27,7 @@
 #include "shm/line.h"
 #include "shm/segment.h"
 #include "shm/slab.h"
+#include "shm/staging.h"
 #include "shm/waits.h"
 #include "shm/watchdog.h"
 
@@ -58,12 +59,14 @@ struct Call {
   uint64_t detail = 0;
   std::span<const int64_t> header = {};
   bool remote = false;           // whether it can take Path::remote; the same on every rank
+  bool read_by_all = false;      // all that is offered is read by every rank: staged whole if small
   const void* target = nullptr;  // without data: symmetric memory that others may write to
 };
 
 class Board {
  public:
-  static constexpr size_t kSmallBytes = size_t(128) << 10;    // at most, to stage data whole
+  static constexpr size_t kSmallBytes = size_t(128) << 10;    // beyond, other threads may run
+  static constexpr size_t kWholeBytes = size_t(512) << 10;    // at most, to stage data whole
   static constexpr size_t kSegmentBytes = size_t(256) << 10;  // pieces beyond
   static constexpr size_t kRingBytes = size_t(2) << 20;       // of staging, see decision 13
   static constexpr size_t kInPlaceBytes = 4096;  // below, copying is cheaper than closing
@@ -105,6 +108,7 @@ class Board {
   flight::Flight* flight = nullptr;  // where they are recorded
   PeerReads peer_reads = PeerReads::in_huge_pages;
   uint64_t peer_reads_done = 0;  // chunks of others
+  Staging staging;
 
   // Opens an operation: publishes the call and `bytes` at `data` (null: offers nothing), waits for
   // all, and throws Mismatch if calls differ. After a Failure it throws that again.
@@ -132,6 +136,13 @@ class Board {
   // of rank r for piece k. Others may read piece k until they have passed the barrier after next.
   void cut(size_t count, size_t bytes);
   char* piece(int r, size_t k) { return ring(r) + (first_piece(r) + k) % slots_ * stride_; }
+
+  // Copies to this rank's piece k. What is computed is better brought than written there if
+  // past_caches(k).
+  void bring(size_t k, size_t offset, const char* from, size_t bytes) {
+    if (bytes) staging.write(k, piece(rank_, k) + offset, from, bytes);
+  }
+  bool past_caches(size_t k) const { return staging.past_caches(k); }
 
   // After Mismatch: everybody's text about this operation, "" for ranks that give none in time.
   std::vector<std::string> exchange_notes(const std::string& mine, Idle&);
@@ -206,7 +217,7 @@ class Board {
   std::optional<int> led_;                  // the node of the group that this rank leads
   std::vector<int> members_of_led_, read_;  // nodes: the others of that group; what everyone reads
   // Staged whole up to here. Where ranks share cores, a barrier costs more than a copy.
-  size_t small_bytes_;
+  size_t whole_bytes_;
   double timeout_;
   uint64_t sequence_ = 0, phase_ = 0, waited_ns_ = 0;
   size_t staged_ = 0;              // the end of what this rank staged last in its ring

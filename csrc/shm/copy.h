@@ -16,6 +16,7 @@ class CopyOut {
  public:
   // `touched`: the bytes that all ranks together read and write.
   explicit CopyOut(size_t touched) : streams_(touched >= cache_bytes()) {}
+  explicit CopyOut(bool streams) : streams_(streams) {}
   void operator()(char* to, const char* from, size_t bytes) const;
 
  private:

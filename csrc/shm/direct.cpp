@@ -39,8 +39,8 @@ void reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reducti
   auto bring = [&](size_t k) {
     const Shares s = shares(k);
     const size_t begin = s.begin(me) * item, end = s.end(me) * item;
-    std::memcpy(board.piece(me, k), at(k), begin);
-    std::memcpy(board.piece(me, k) + end, at(k) + end, s.count * item - end);
+    board.bring(k, 0, at(k), begin);
+    board.bring(k, end, at(k) + end, s.count * item - end);
   };
   auto take = [&](size_t k) {
     const Shares s = shares(k);
@@ -49,14 +49,22 @@ void reduce_pipelined(Board& board, char* data, size_t count, const cpu::Reducti
         std::memcpy(at(k) + s.begin(p) * item, board.piece(p, k) + s.begin(p) * item,
                     (s.end(p) - s.begin(p)) * item);
   };
-  auto consume = [&](size_t k) {
+  std::vector<char> spare;
+  auto reduce_share = [&](size_t k) {
     const Shares s = shares(k);
-    const size_t begin = s.begin(me) * item;
-    std::vector<char*> in(size), out;
+    const size_t begin = s.begin(me) * item, n = s.end(me) - s.begin(me);
+    std::vector<char*> in(size);
     for (int p = 0; p < size; p++) in[p] = (p == me ? at(k) : board.piece(p, k)) + begin;
-    if (takes) out.push_back(at(k) + begin);
-    if (root != me) out.push_back(board.piece(me, k) + begin);
-    reduce(in, out, s.end(me) - s.begin(me), r);
+    const bool gives = root != me, past = gives && board.past_caches(k);
+    if (past && !takes) spare.resize(s.share * item);
+    char *piece = board.piece(me, k) + begin, *result = takes  ? at(k) + begin
+                                                        : past ? spare.data()
+                                                               : piece;
+    reduce(in, gives && !past && takes ? std::vector{result, piece} : std::vector{result}, n, r);
+    if (past) board.bring(k, begin, result, n * item);
+  };
+  auto consume = [&](size_t k) {
+    reduce_share(k);
     if (takes && k) take(k - 1);
   };
   pipeline(board, pieces, std::min(per, count) * item, idle, bring, consume);
@@ -69,7 +77,9 @@ void reduce_to(Board& board, uint64_t fingerprint, void* data, size_t count, cpu
   r.inputs = board.size();
   const size_t bytes = count * cpu::item_bytes(r.dtype);
   if (bytes > Board::kSmallBytes) idle.park();
-  switch (board.open(fingerprint, data, bytes, idle)) {
+  Call call = fingerprint;
+  call.read_by_all = root == kEveryone;
+  switch (board.open(call, data, bytes, idle)) {
     case Path::staged:
       if (root == kEveryone || root == board.rank())
         reduce(board.sources(), {static_cast<char*>(data)}, count, r);
@@ -96,8 +106,7 @@ void reduce_scatter_pipelined(Board& board, const char* in, char* out, const siz
   auto from = [&](int p, size_t k) { return in + (offsets[p] + k * per) * item; };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      if (p != me && count(p, k))
-        std::memcpy(board.piece(me, k) + p * per * item, from(p, k), count(p, k) * item);
+      if (p != me && count(p, k)) board.bring(k, p * per * item, from(p, k), count(p, k) * item);
   };
   auto consume = [&](size_t k) {
     if (!count(me, k)) return;
@@ -145,7 +154,7 @@ void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return std::min(per, bytes - k * per); };
   auto bring = [&](size_t k) {
-    if (mine) copy(board.piece(root, k), to + k * per, length(k));
+    if (mine) board.bring(k, 0, to + k * per, length(k));
   };
   auto consume = [&](size_t k) {
     if (!mine) copy_out(to + k * per, board.piece(root, k), length(k));
@@ -177,7 +186,7 @@ void all_gather(Board& board, uint64_t fingerprint, const void* in, void* out,
     return std::min(per, bytes(p) - std::min(bytes(p), k * per));
   };
   auto bring = [&](size_t k) {
-    copy(board.piece(me, k), static_cast<const char*>(in) + k * per, length(me, k));
+    board.bring(k, 0, static_cast<const char*>(in) + k * per, length(me, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)

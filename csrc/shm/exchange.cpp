@@ -37,7 +37,7 @@ void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int
   const size_t per = Board::kSegmentBytes;
   auto length = [&](size_t k) { return piece_bytes(bytes, per, k); };
   auto bring = [&](size_t k) {
-    if (me != root) copy(board.piece(me, k), in + k * per, length(k));
+    if (me != root) board.bring(k, 0, in + k * per, length(k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
@@ -54,8 +54,7 @@ void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, in
   auto bring = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)
       if (p != root)
-        copy(board.piece(root, k) + slots.at(root, p), in + size_t(p) * bytes + k * slots.per,
-             length(k));
+        board.bring(k, slots.at(root, p), in + size_t(p) * bytes + k * slots.per, length(k));
   };
   auto consume = [&](size_t k) {
     if (me != root)
@@ -72,8 +71,7 @@ void all_to_all_pipelined(Board& board, const char* in, char* out, const Traffic
   };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size; p++)
-      copy(board.piece(me, k) + slots.at(me, p), in + t.sent[p] + k * slots.per,
-           length(t.sent, p, k));
+      board.bring(k, slots.at(me, p), in + t.sent[p] + k * slots.per, length(t.sent, p, k));
   };
   auto consume = [&](size_t k) {
     for (int p = 0; p < size; p++)

@@ -16,6 +16,7 @@ from tests.mpi.test_all_to_all import incoming, outgoing, part, table
 from tests.mpi.test_rooted import data, symmetric
 
 NEVER, HUGE_PAGES, ALWAYS = range(3)
+SOMETIMES = HUGE_PAGES
 PAGE, PROT_NONE = 4096, 0
 
 
@@ -60,6 +61,24 @@ def test_copies_past_the_caches_from_and_to_any_address(comm, uncached, count, s
         assert np.array_equal(comm.scatter(where(everyone), root, part_of), everyone[comm.rank])
         sent, out = where(outgoing(comm, count, "uint8")), where(np.zeros_like(everyone))
         assert np.array_equal(comm.all_to_all(sent, out), incoming(comm, count, "uint8"))
+
+
+@pytest.mark.parametrize("ways", [(NEVER,), (SOMETIMES,), (ALWAYS,), (ALWAYS, NEVER)])
+@pytest.mark.parametrize("count", [100_003, 700_001])
+def test_pieces_staged_past_the_caches_are_the_same(other, ways, count):
+    """Of 4 bytes an element: two pieces and eleven; rank r stages them by ways[r]."""
+    board, everyone = other._quick, [data(r, count, "float32") for r in range(other.size)]
+    board.peer_reads, board.past_caches = NEVER, ways[other.rank % len(ways)]
+    total = sum(everyone[1:], everyone[0].copy())
+    for root in range(other.size):
+        mine = everyone[other.rank].copy()
+        assert np.array_equal(other.all_reduce(mine.copy()), total)
+        x = mine.copy()
+        other.reduce(x, root)
+        assert np.array_equal(x, total if other.rank == root else mine)
+        assert np.array_equal(other.all_gather(mine), np.stack(everyone))
+        x = mine.copy()
+        assert np.array_equal(other.broadcast(x, root), everyone[root])
 
 
 @pytest.mark.parametrize("ways", [(NEVER,), (HUGE_PAGES,), (ALWAYS,), (ALWAYS, NEVER)])

@@ -33,7 +33,7 @@ cpu::Reduction some_reduction(Random& random, int size) {
 
 // Around every limit at which a board takes another path, and anything between.
 size_t some_bytes(Random& random) {
-  switch (random.below(8)) {
+  switch (random.below(9)) {
     case 0:
       return 0;
     case 1:
@@ -41,10 +41,12 @@ size_t some_bytes(Random& random) {
     case 2:
       return random.near(shm::Board::kInPlaceBytes, 16);
     case 3:
-      return random.near(shm::Board::kSmallBytes / 16, 16);
+      return random.near(shm::Board::kWholeBytes / 64, 16);
     case 4:
       return random.near(shm::Board::kSmallBytes, 64);
     case 5:
+      return random.near(shm::Board::kWholeBytes, 64);
+    case 6:
       return random.below(size_t(1) << 20);
     default:
       return random.below(20000);
@@ -67,6 +69,7 @@ class Operation {
     const size_t memory = rank.shared.below(3);  // on all ranks: the heap, a slab, or either
     in_slab_ = memory == 2 ? rank.own.once_in(2) : memory == 1;
     shift_ = 16 * rank.own.below(4);
+    board.staging.way = shm::PastCaches(rank.own.below(3));
   }
 
   std::unique_ptr<Buffer> buffer(size_t bytes) const {
