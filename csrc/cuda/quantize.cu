@@ -36,12 +36,16 @@ struct DequantizeArgs {
 namespace {
 
 __device__ inline uint32_t warp_maximum(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, x);
+#else
 #pragma unroll
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) {
     uint32_t other = __shfl_xor_sync(~0u, x, mask);
     x = other > x ? other : x;
   }
   return x;
+#endif
 }
 
 template <DType D, DType Q, bool Vector>
