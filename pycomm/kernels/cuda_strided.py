@@ -17,6 +17,7 @@ from pycomm.kernels.device import (
     Named,
     check_apart,
     check_device,
+    check_resolved,
     device_view,
 )
 
@@ -55,11 +56,13 @@ def strided_view(x: Any) -> StridedView:
     """Return the memory of a CuPy or NumPy array, a torch tensor, or of a StridedView.
 
     Raises:
+        ArgumentError: a conjugate or negative that torch has yet to compute.
         UnsupportedError: it is none of these.
     """
     if isinstance(x, StridedView):
         return x
     if is_tensor(x):
+        check_resolved(x)
         item = x.element_size()
         strides = tuple(stride * item for stride in x.stride())
         device = x.device.index if x.device.type == "cuda" else HOST

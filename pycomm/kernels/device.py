@@ -43,13 +43,14 @@ def device_view(x: Any) -> DeviceView:
     """Return the memory of a CuPy or NumPy array, a torch tensor, or of a DeviceView.
 
     Raises:
-        ArgumentError: it is strided.
+        ArgumentError: it is strided, or a conjugate or negative that torch has yet to compute.
         UnsupportedError: it is none of these.
     """
     if type(x) is DeviceView:
         return x
     if is_tensor(x):
         _must_be_contiguous(x.is_contiguous(), x)
+        check_resolved(x)
         device = x.device.index if x.device.type == "cuda" else HOST
         return DeviceView(x.data_ptr(), x.numel() * x.element_size(), device, x)
     if isinstance(x, np.ndarray):
@@ -61,6 +62,15 @@ def device_view(x: Any) -> DeviceView:
     raise UnsupportedError(
         f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"
     )
+
+
+def check_resolved(x: Any) -> None:
+    """Raise ArgumentError unless a torch tensor's values are what its memory holds."""
+    if x.is_conj() or x.is_neg():
+        raise ArgumentError(
+            "a tensor whose memory is yet to be conjugated or negated, such as of x.conj(): "
+            "pass x.resolve_conj().resolve_neg()"
+        )
 
 
 def _must_be_contiguous(contiguous: bool, x: Any) -> None:
