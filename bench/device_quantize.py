@@ -11,7 +11,7 @@ from pycomm.kernels import cpu_quantize
 from pycomm.kernels.block_scaled import BLOCK, scale_count
 from pycomm.types import DTYPES
 
-_LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+_LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 
 
 def quantisation(dtype_name: str, stored_name: str) -> Kernel:
@@ -119,9 +119,8 @@ def _torch_dequantize(
 
 def quantised() -> list[Kernel]:
     """Return the rows."""
+    pairs = [("float32", "int8"), ("bfloat16", "float8_e4m3fn"), ("bfloat16", "float8_e5m2")]
     return [
-        quantisation("float32", "int8"),
-        quantisation("bfloat16", "float8_e4m3fn"),
-        dequantisation("float32", "int8", 4),
-        dequantisation("bfloat16", "float8_e4m3fn", 4),
+        *(quantisation(*pair) for pair in pairs),
+        *(dequantisation(*pair, inputs=4) for pair in pairs),
     ]
