@@ -36,9 +36,9 @@ sanitize() {
 workers=()
 if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
 
-step build 90 "$python" setup.py -q build_ext --inplace
-step tests 150 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu
-step kernels 110 "$python" bench/kernels.py --sizes 4K:1G:8 --seconds 0.02 \
+step build 80 "$python" setup.py -q build_ext --inplace
+step tests 140 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu
+step kernels 130 "$python" bench/kernels.py --sizes 4K:1G:8 --seconds 0.02 \
   --json "$folder/kernels.json" --plot "$folder/kernels.png"
 sanitize memcheck
 sanitize racecheck

@@ -51,8 +51,7 @@ def device_view(x: Any) -> DeviceView:
     if is_tensor(x):
         _must_be_contiguous(x.is_contiguous(), x)
         check_resolved(x)
-        device = x.device.index if x.device.type == "cuda" else HOST
-        return DeviceView(x.data_ptr(), x.numel() * x.element_size(), device, x)
+        return DeviceView(x.data_ptr(), x.nbytes, x.get_device() if x.is_cuda else HOST, x)
     if isinstance(x, np.ndarray):
         _must_be_contiguous(x.flags.c_contiguous, x)
         return DeviceView(_native.address(x), x.nbytes, HOST, x)
@@ -112,6 +111,29 @@ def are_alike(
                 return False
             if 0 < abs(target - source) < nbytes:
                 return False
+    return True
+
+
+def are_fit(
+    views: Sequence[DeviceView], sizes: Sequence[int], units: Sequence[int], device: int
+) -> bool:
+    """Say, fast, that the checks below find nothing wrong with arrays that share no memory.
+
+    Args:
+        views: the arrays.
+        sizes: of each in bytes.
+        units: what the address of each is a multiple of.
+        device: where all have to be.
+    """
+    spans: list[tuple[int, int]] = []
+    for (start, nbytes, place, _), size, unit in zip(views, sizes, units):
+        end = start + nbytes
+        if nbytes != size or place != device or start % unit:
+            return False
+        for low, high in spans:
+            if start < high and low < end:
+                return False
+        spans.append((start, end))
     return True
 
 
