@@ -119,7 +119,8 @@ void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) 
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
   mine.staged_at = uint32_t(staged_);
-  if (!data && call.target && bytes >= kTargetBytes) {
+  const bool closes = bytes > whole_bytes_;  // nobody else stages it whole: a barrier follows
+  if (!data && call.target && closes && bytes >= kTargetBytes) {
     mine.place = Slabs::instance().find(call.target);
     if (mine.place.serial) mine.offer = Offer::target;
   }
