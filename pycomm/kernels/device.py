@@ -55,7 +55,7 @@ def device_view(x: Any) -> DeviceView:
     if isinstance(x, np.ndarray):
         _must_be_contiguous(x.flags.c_contiguous, x)
         return DeviceView(_native.address(x), x.nbytes, HOST, x)
-    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+    if hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device"):
         _must_be_contiguous(x.flags.c_contiguous, x)
         return DeviceView(x.data.ptr, x.nbytes, x.device.id, x)
     raise UnsupportedError(
