@@ -69,7 +69,7 @@ def strided_view(x: Any) -> StridedView:
         return StridedView(x.data_ptr(), tuple(x.shape), strides, item, device)
     if isinstance(x, np.ndarray):
         return StridedView(x.ctypes.data, x.shape, x.strides, x.itemsize, HOST)
-    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+    if hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device"):
         return StridedView(x.data.ptr, x.shape, x.strides, x.itemsize, x.device.id)
     raise UnsupportedError(
         f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"
