@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pycomm import arrays
-from pycomm.arrays import NOTHING, View, is_tensor, view
+from pycomm.arrays import HOST, NOTHING, View, is_tensor, view
 from pycomm.dispatch import Part
 from pycomm.errors import ArgumentError
 from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
@@ -211,16 +211,22 @@ class Collectives(UniformCollectives):
         entry = view(np.array([*mine, rows], np.int64))
         table = np.empty((self.size, entry.count), np.int64)
 
-        def parts(part: Part) -> Any:
+        def compared(part: Part) -> Job:
             lengths, name = (entry.count,) * self.size, "all_to_all(send_counts=…)"
             part(Job("all_gather", entry.dtype, entry, view(table), lengths, part_of=name), None)
             sent = checked_traffic(table, self.rank)
             shape = (sum(counts[self.rank] for counts in sent), *row)
-            result = target or arrays.empty(shape, source.dtype, is_tensor(x))
+            result = target or arrays.empty_beside(source, shape, is_tensor(x))
             elements = tuple(tuple(c * math.prod(row) for c in counts) for counts in sent)
             own = elements[self.rank]
-            job = Job("all_to_all", source.dtype, source, result, own, sent=elements, shape=row)
-            return part(job, out, algorithm)
+            return Job("all_to_all", source.dtype, source, result, own, sent=elements, shape=row)
+
+        if source.device != HOST:
+            job = self._collectives.start_parts(compared)
+            return self._collectives.start(job, out, async_op, algorithm)
+
+        def parts(part: Part) -> Any:
+            return part(compared(part), out, algorithm)
 
         return self._collectives.start_parts(parts, async_op)
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from pycomm import _native
+from pycomm.arrays import HOST
 from pycomm.errors import CommError, CommTimeoutError, DepartedError, RankFailedError
 from pycomm.observe import flight
 from pycomm.transport.job import Job
@@ -66,7 +67,8 @@ def describe(job: Job, algorithm: str, site: str) -> str:
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
     words += [f"root={job.root}"] if job.kind in ROOTED else []
     size = "elements" if job.shape is None else "shape"
-    words += [job.dtype.name, f"{size}={job.elements}", f"algorithm={algorithm!r}"]
+    how = f"algorithm={algorithm!r}" if job.device == HOST else "device='cuda'"
+    words += [job.dtype.name, f"{size}={job.elements}", how]
     return f"{job.kind}({', '.join(words)}) at {site}"
 
 

@@ -73,8 +73,8 @@ class Runtime(Protocol):
     identity: str
     kernels: CudaKernels
 
-    def stream(self, *arrays: Any) -> Stream:
-        """Return the caller's current stream: torch's if one of the arrays is a tensor."""
+    def stream(self, of_torch: bool = False) -> Stream:
+        """Return the caller's current stream: torch's, or CuPy's."""
 
     def new_stream(self) -> Stream:
         """Return a stream that waits for no other one by itself."""

@@ -8,12 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from tests.devices.host_streams import HostStream
+
+FRESH, FREED = 0xCD, 0xDD
+"""What every byte of new memory is, and of memory that was freed."""
+
+
+class _Owner:
+    """Memory of the pool: in use by others, as a pool has it, once its stream has got there."""
+
+    def __init__(self, memory: np.ndarray, stream: HostStream):
+        self._memory, self._stream = memory.reshape(-1).view(np.uint8), stream
+
+    def __del__(self) -> None:
+        memory = self._memory
+        self._stream.put(lambda: memory.fill(FREED))
+
 
 class HostArray:
     """An array on the device; the host sees its contents by `get` only.
 
     As with CuPy, the constructor allocates, `copy` and assignments are enqueued on the caller's
-    current stream, and `get` waits for that stream.
+    current stream and keep nothing alive, and `get` waits for that stream.
 
     Attributes:
         runtime: the double that all arrays of the process are on.
@@ -21,14 +37,23 @@ class HostArray:
 
     runtime: Any = None
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, memory: np.ndarray | None = None):
-        self._memory = np.full(shape, 0, dtype) if memory is None else memory
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        memory: np.ndarray | None = None,
+        owner: Any = None,
+    ):
         if memory is None:
-            self._memory.reshape(-1).view(np.uint8)[:] = 0xCD
+            memory = np.empty(shape, dtype)
+            memory.reshape(-1).view(np.uint8)[:] = FRESH
+        self._memory = memory
+        self._owner = owner or _Owner(memory, self.runtime.current)
         self.device = SimpleNamespace(id=self.runtime.device)
-        self.dtype, self.shape, self.flags = memory_facts(self._memory)
-        self.size, self.nbytes, self.ndim = self._memory.size, self._memory.nbytes, len(self.shape)
-        self.data = SimpleNamespace(ptr=self._memory.__array_interface__["data"][0])
+        self.dtype, self.shape, self.ndim = memory.dtype, memory.shape, memory.ndim
+        self.size, self.nbytes = memory.size, memory.nbytes
+        self.flags = SimpleNamespace(c_contiguous=memory.flags.c_contiguous)
+        self.data = SimpleNamespace(ptr=memory.__array_interface__["data"][0])
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -36,9 +61,9 @@ class HostArray:
         return dict(self._memory.__array_interface__, version=3)
 
     @classmethod
-    def put(cls, x: np.ndarray) -> HostArray:
+    def put(cls, x: Any) -> HostArray:
         """Return a copy of `x` that is complete."""
-        return cls(x.shape, x.dtype, np.array(x, order="C"))
+        return cls(np.shape(x), np.asarray(x).dtype, np.array(x, order="C"))
 
     def get(self) -> np.ndarray:
         """Return a copy on the host, once all on the current stream is done."""
@@ -48,27 +73,27 @@ class HostArray:
     def copy(self) -> HostArray:
         """Return a contiguous copy, enqueued."""
         other = HostArray(self.shape, self.dtype)
-        self._enqueue(lambda: np.copyto(other._memory, self._memory))
+        other[...] = self
         return other
+
+    def __len__(self) -> int:
+        """Return the length of axis 0."""
+        return self.shape[0]
 
     def __getitem__(self, where: Any) -> HostArray:
         """Return a view."""
         view = self._memory[where]
-        return HostArray(view.shape, view.dtype, view)
+        return HostArray(view.shape, view.dtype, view, self._owner)
 
     def __setitem__(self, where: Any, value: Any) -> None:
         """Assign the elements of another array, or a number; enqueued."""
+        target = self._memory[where] if where is not ... else self._memory
         source = value._memory if isinstance(value, HostArray) else np.array(value)
-        self._enqueue(lambda: self._memory.__setitem__(where, source))
+        self._enqueue(lambda: np.copyto(target, source, casting="unsafe"))
 
     def reshape(self, *shape: int) -> HostArray:
         """Return a view of another shape."""
-        return HostArray(shape, self.dtype, self._memory.reshape(*shape))
+        return HostArray(shape, self.dtype, self._memory.reshape(*shape), self._owner)
 
     def _enqueue(self, work: Callable[[], None]) -> None:
         self.runtime.current.put(work)
-
-
-def memory_facts(x: np.ndarray) -> tuple[np.dtype, tuple[int, ...], Any]:
-    """Return dtype, shape and flags."""
-    return x.dtype, x.shape, SimpleNamespace(c_contiguous=x.flags.c_contiguous)

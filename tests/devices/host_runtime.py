@@ -7,7 +7,6 @@ import ctypes
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -129,7 +128,7 @@ class HostRuntime:
 
     # ---- Runtime
 
-    def stream(self, *arrays: Any) -> Stream:
+    def stream(self, of_torch: bool = False) -> Stream:
         return getattr(self._local, "current", self._default)
 
     def new_stream(self) -> Stream:
@@ -202,15 +201,13 @@ class HostRuntime:
         self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool
     ) -> HostArray:
         assert not as_tensor, "the double has no tensors"
-        whole = memory_at(memory.address, memory.nbytes, memory)
-        count = int(np.prod(shape, dtype=int)) * dtype.itemsize
-        return HostArray(shape, dtype, whole[:count].view(numpy_dtype(dtype)).reshape(shape))
+        nbytes = int(np.prod(shape, dtype=int)) * dtype.itemsize
+        flat = memory_at(memory.address, nbytes).view(numpy_dtype(dtype))
+        return HostArray(shape, dtype, flat.reshape(shape), memory)
 
 
-def memory_at(address: int, nbytes: int, owner: Any = None) -> np.ndarray:
-    """Return the bytes at an address, which keep `owner` alive."""
+def memory_at(address: int, nbytes: int) -> np.ndarray:
+    """Return the bytes at an address, of memory that stays."""
     if nbytes == 0:
         return np.empty(0, np.uint8)
-    memory = (ctypes.c_uint8 * nbytes).from_address(address)
-    memory.owner = owner
-    return np.frombuffer(memory, np.uint8)
+    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)

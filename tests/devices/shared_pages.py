@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 _HANDLE = struct.Struct("<3q")
+_kept: list[np.ndarray] = []
+"""Mappings stay: streams may still be at work there."""
 
 
 class Pages(NamedTuple):
@@ -39,4 +41,5 @@ def open_pages(handle: bytes) -> Pages:
 
 def _mapped(file: int, nbytes: int, handle: bytes) -> Pages:
     memory = np.frombuffer(mmap.mmap(file, nbytes), np.uint8)
+    _kept.append(memory)
     return Pages(memory, memory.ctypes.data, handle)

@@ -11,7 +11,7 @@ import pytest
 from pycomm.devices.base import HANDLE_BYTES, DeviceError
 from pycomm.kernels.device import DeviceView
 from pycomm.types import DTYPES, SUM
-from tests.devices.host_array import HostArray
+from tests.devices.host_array import FREED, HostArray
 from tests.devices.host_runtime import HostRuntime
 
 
@@ -135,3 +135,14 @@ def test_contents_come_and_go_by_the_current_stream(runtime):
     x[:, ::2] = 0
     assert packed.get().tolist() == [[0, 2], [4, 6], [8, 10]]
     assert x.get()[0].tolist() == [0, 1, 0, 3]
+
+
+def test_memory_that_was_freed_is_others_once_its_stream_gets_there(runtime):
+    x, gate = HostArray.put(np.ones(1000)), threading.Event()
+    memory = x._memory
+    runtime.current.put(gate.wait)
+    del x
+    assert (memory == 1).all()
+    gate.set()
+    runtime.finish()
+    assert (memory.view(np.uint8) == FREED).all()
