@@ -219,6 +219,20 @@ def unpack(packed: View, x: Any) -> None:
         np.copyto(x if isinstance(x, np.ndarray) else np.from_dlpack(x), packed.owner)
 
 
+def array_of(result: View, out: Any) -> Any:
+    """Return the array that a result is in, or will be: `out` if there is one."""
+    if result is NOTHING:
+        return None
+    return result.owner if out is None else out
+
+
+def returned(result: View, out: Any) -> Any:
+    """Return the array of a result, after copying it into `out` if a packed copy was used."""
+    if out is not None and result.packed:
+        unpack(result, out)
+    return array_of(result, out)
+
+
 def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = None) -> View:
     """Return the View of a new contiguous array: a torch tensor, or a NumPy array.
 

@@ -107,7 +107,7 @@ class Collectives(UniformCollectives):
             x: (size, …) on the root; ignored elsewhere, where it may be None.
             root: the rank whose `x` it is.
             out: an array for the result, or None to allocate one, a torch tensor if the root's `x`
-                is one; some ranks may pass one and others not.
+                is one; some ranks may pass one and others not. All must where arrays are on GPUs.
             async_op: return a Work at once.
             algorithm: for instance "linear"; None chooses, see `explain`.
 
@@ -129,6 +129,9 @@ class Collectives(UniformCollectives):
             target = self._output(out, shape, source, is_tensor(x))
         elif out is not None:
             target, shape = view(out, result=True), tuple(out.shape)
+        if (target or source).device != HOST:
+            job = self._scatter_job(root, source, target, shape)
+            return self._collectives.start(job, out, async_op, algorithm)
         chosen = self._collectives.choose("scatter", 0, algorithm, None).algorithm
         header = (source.dtype.code, int(is_tensor(x)), len(shape), *shape)
         if chosen.name == "direct":

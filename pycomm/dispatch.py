@@ -9,7 +9,7 @@ from typing import Any
 
 from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import HOST, NOTHING, View, unpack
+from pycomm.arrays import HOST, array_of, returned
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
@@ -27,20 +27,6 @@ from pycomm.world import World
 
 Part = Callable[..., Any]
 """Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
-
-
-def array_of(result: View, out: Any) -> Any:
-    """Return the array that a result is in, or will be: `out` if there is one."""
-    if result is NOTHING:
-        return None
-    return result.owner if out is None else out
-
-
-def returned(result: View, out: Any) -> Any:
-    """Return the array of a result, after copying it into `out` if a packed copy was used."""
-    if out is not None and result.packed:
-        unpack(result, out)
-    return array_of(result, out)
 
 
 def _recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:

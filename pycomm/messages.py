@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from pycomm._native import Flight
-from pycomm.arrays import host_view, is_tensor
-from pycomm.dispatch import Dispatcher, returned
+from pycomm.arrays import host_view, is_tensor, returned
+from pycomm.dispatch import Dispatcher
 from pycomm.errors import MismatchError, UnreachableError
 from pycomm.guard import guard
 from pycomm.links import Links
