@@ -26,10 +26,14 @@ from pycomm.world import World
 class Communicator(Collectives, Messages):
     """A group of ranks that communicate; made by `pycomm.init`, `from_mpi` and `split`.
 
-    Collectives must be called by all ranks in the same order; they take NumPy arrays and torch CPU
+    Collectives must be called by all ranks in the same order; they take NumPy arrays and torch
     tensors of any supported dtype, strided ones too. An array belongs to the operation until it
     returns, or with `async_op=True`, until `wait()` of the Work has returned. Reductions give the
     same bits on every rank and every run; on one host they add in rank order.
+
+    CuPy arrays and CUDA tensors, all on this rank's GPU, are used on the caller's current stream: a
+    collective returns once it is enqueued there on all ranks, or with `async_op=True`, on a stream
+    of its own, for which `wait()` makes the current stream wait.
 
     Attributes:
         rank: this process's number, 0…size−1.

@@ -17,6 +17,7 @@ from pycomm.kernels.cuda_launcher import CupyLauncher, import_cupy
 from pycomm.types import DType
 
 _HANDLE = struct.Struct("<64sq")
+_EVENT_HANDLE_BYTES = 64
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NOT_READY = 600  # cudaErrorNotReady
 _CONTAINERS = (
@@ -108,7 +109,7 @@ class CupyRuntime:
             DeviceError: it cannot be opened; says what containers need.
         """
         what = f"opening another process's event ({_CONTAINERS})"
-        return self._do(what, OpenedEvent, self._cuda, handle)
+        return self._do(what, OpenedEvent, self._cuda, handle[:_EVENT_HANDLE_BYTES])
 
     def record(self, event: Any, stream: Stream) -> None:
         """Let the event stand for what is on the stream now."""

@@ -162,3 +162,23 @@ def test_two_communicators_on_one_device(comm):
         assert (x.get() == dev.size**3).all()
         assert isinstance(got, HostArray)
         other.close()
+
+
+def test_memory_used_on_another_stream_is_not_reused_before_that(comm):
+    with doubles(comm, segment_bytes=4096) as dev:
+        x = symmetric(dev, np.full(3000, dev.rank + 1.0))
+        address, other = x.data.ptr, runtime().new_stream()
+        runtime().finish()
+        with runtime().using(other):
+            gate = held()
+            dev.all_reduce(x)
+            y = HostArray(x.shape, x.dtype)
+            y[...] = x
+        del x
+        gc.collect()
+        threading.Timer(0.05, gate.set).start()
+        z = symmetric(dev, np.full(3000, -1.0))
+        assert z.data.ptr == address
+        assert (z.get() == -1).all()
+        with runtime().using(other):
+            assert (y.get() == dev.size * (dev.size + 1) // 2).all()
