@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import View, is_tensor, place_name, view
+from pycomm.arrays import View, is_tensor, place_name
 from pycomm.devices.process import check_device, process_device
 from pycomm.devices.work import StreamWork
 from pycomm.errors import ArgumentError, CommError, MismatchError
@@ -20,6 +20,9 @@ from pycomm.opening import agree, compare, exchange_notes, gather_rows
 from pycomm.transport.base import Transport
 from pycomm.transport.cuda_ipc import CudaIpc
 from pycomm.transport.job import Job
+from pycomm.types import DTYPES
+
+_BYTES = DTYPES["uint8"]
 
 
 class HostMeeting:
@@ -43,8 +46,9 @@ class HostMeeting:
         if "all_gather" not in self._transport.fused:
             return gather_rows(self._transport, self._kernels, row)
         rows = np.empty((self._transport.size, row.size), row.dtype)
-        source, counts = view(row), (row.size,) * self._transport.size
-        job = Job("all_gather", source.dtype, source, view(rows), counts, part_of=self._what)
+        counts = (row.nbytes,) * self._transport.size
+        source, target = _bytes_of(row), _bytes_of(rows)
+        job = Job("all_gather", _BYTES, source, target, counts, part_of=self._what)
         job.fingerprint = self._word
         self._transport.run(job)
         return rows
@@ -66,13 +70,19 @@ class HostMeeting:
         if self._failure is not None:
             raise self._failure
 
-    @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """Let the next `meet` raise, on all ranks, what is raised here."""
-        try:
-            yield
-        except Exception as error:
-            self._failure = self._failure or error
+    def told(self) -> HostMeeting:
+        """Return a context: the next `meet` raises, on all ranks, what is raised here."""
+        return self
+
+    def __enter__(self) -> None:
+        """Begin what may fail."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        """Keep the first error; those that end the process go on."""
+        if not isinstance(error, Exception):
+            return False
+        self._failure = self._failure or error
+        return True
 
     def _others(self, notes: list[str]) -> CommError:
         told = [f"  rank {rank}: {note}" for rank, note in enumerate(notes) if note]
@@ -142,6 +152,10 @@ class OnDevice:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+
+def _bytes_of(row: np.ndarray) -> View:
+    return View(row, _BYTES, row.nbytes, _native.address(row))
 
 
 def of_torch(job: Job) -> bool:

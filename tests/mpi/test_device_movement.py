@@ -10,7 +10,7 @@ from tests.mpi.devices import doubles, ordinary, symmetric
 from tests.user_ops import mixed
 
 PLACES = {"symmetric": symmetric, "ordinary": ordinary}
-ROWS = (0, 1, 3, 700)
+ROWS = (0, 1, 500)
 
 
 @pytest.fixture(scope="module", params=["slow", "one GPU each"])
@@ -66,7 +66,7 @@ def test_all_gather_even_and_uneven_and_into_out(dev, make):
 
 
 def test_gather(dev, make):
-    for root in range(dev.size):
+    for root in (0, dev.size - 1):
         for rows in ROWS:
             result = dev.gather(make(dev, mine(dev.rank, rows, 3)), root)
             if dev.rank == root:
