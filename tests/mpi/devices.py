@@ -14,7 +14,7 @@ from pycomm.devices.process import Device
 from tests.devices.host_array import HostArray
 from tests.devices.host_runtime import HostRuntime
 
-DELAY_S = 0.0005
+DELAY_S = 0.0002
 
 
 @contextlib.contextmanager
