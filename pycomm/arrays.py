@@ -1,4 +1,4 @@
-"""One view of NumPy arrays, torch tensors and anything with DLPack: address, dtype, count."""
+"""One view of NumPy and CuPy arrays, torch tensors and anything with DLPack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ _EXTENDED = {
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
+HOST = -1
+"""The device of memory that is on no GPU."""
+
 _NUMPY = {name: _EXTENDED.get(name) or np.dtype(name) for name in DTYPES}
+
+
+def place_name(device: int) -> str:
+    """Return what a device is called in messages."""
+    return "the host" if device == HOST else f"cuda:{device}"
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:
@@ -78,17 +86,27 @@ class View:
     """Memory of `count` elements of `dtype`, contiguous, at `address`.
 
     `owner` is the array that the memory belongs to: the view keeps it alive. `packed` says that
-    it is a contiguous copy of a strided array, to be copied back where it is a result.
+    it is a contiguous copy of a strided array, to be copied back where it is a result. `device` is
+    the number of the GPU that the memory is on, or HOST.
     """
 
-    __slots__ = ("owner", "dtype", "count", "address", "packed", "__dict__")
+    __slots__ = ("owner", "dtype", "count", "address", "packed", "device", "__dict__")
 
-    def __init__(self, owner: Any, dtype: DType, count: int, address: int, packed: bool = False):
+    def __init__(
+        self,
+        owner: Any,
+        dtype: DType,
+        count: int,
+        address: int,
+        packed: bool = False,
+        device: int = HOST,
+    ):
         self.owner = owner
         self.dtype = dtype
         self.count = count
         self.address = address
         self.packed = packed
+        self.device = device
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +130,7 @@ def view(x: Any, *, result: bool = False) -> View:
     """Return a View of an array; a strided one is packed into a contiguous copy first.
 
     Args:
-        x: a NumPy array, a torch CPU tensor, or an object with `__dlpack__`.
+        x: a NumPy or CuPy array, a torch tensor, or an object of the host with `__dlpack__`.
         result: whether the operation writes to `x`.
 
     Raises:
@@ -123,10 +141,34 @@ def view(x: Any, *, result: bool = False) -> View:
         return _view_numpy(x, result)
     if is_tensor(x):
         return _view_tensor(x, result)
+    if is_on_device(x):
+        return _view_device(x)
     if hasattr(x, "__dlpack__"):
         return _view_numpy(np.from_dlpack(x), result)
     kind = type(x).__name__
     raise UnsupportedError(f"a {kind} is not an array: pass a NumPy array or a torch tensor")
+
+
+def host_view(x: Any, *, result: bool = False) -> View:
+    """Return a View as `view` does, where only memory of the host will do.
+
+    Raises:
+        UnsupportedError: `x` is on a GPU.
+    """
+    found = view(x, result=result)
+    if found.device != HOST:
+        raise UnsupportedError(
+            f"an array on {place_name(found.device)} cannot be used here: copy it to the host, and "
+            "pass that"
+        )
+    return found
+
+
+def is_on_device(x: Any) -> bool:
+    """Say whether `x` is a CuPy array, or a torch tensor, on a GPU."""
+    if is_tensor(x):
+        return bool(x.device.type == "cuda")
+    return hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device")
 
 
 def _view_numpy(x: np.ndarray, result: bool) -> View:
@@ -141,9 +183,23 @@ def _view_numpy(x: np.ndarray, result: bool) -> View:
     return View(owner, dtype, owner.size, _native.address(owner), packed)
 
 
+@cache
+def _dtype_named(dtype: Any) -> DType | None:
+    return DTYPES.get(str(dtype))
+
+
+def _view_device(x: Any) -> View:
+    dtype = _dtype_named(x.dtype)
+    if dtype is None:
+        raise UnsupportedError(f"dtype {x.dtype} is not one of {', '.join(DTYPES)}")
+    packed = not x.flags.c_contiguous
+    owner = x.copy() if packed else x
+    return View(owner, dtype, owner.size, owner.data.ptr, packed, x.device.id)
+
+
 def _view_tensor(x: Any, result: bool) -> View:
     _introduce_torch()
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"a tensor on {x.device} cannot be used here: move it with .cpu()")
     if result and x.requires_grad:
         raise ArgumentError(
@@ -154,15 +210,32 @@ def _view_tensor(x: Any, result: bool) -> View:
         raise UnsupportedError(f"{x.layout} tensors of {x.dtype} are not supported")
     packed = not x.is_contiguous()
     owner = x.detach().contiguous() if packed else x
-    return View(owner, dtype, owner.numel(), owner.data_ptr(), packed)
+    device = x.device.index if x.device.type == "cuda" else HOST
+    return View(owner, dtype, owner.numel(), owner.data_ptr(), packed, device)
 
 
 def unpack(packed: View, x: Any) -> None:
     """Copy the contents of a packed view back into the strided array `x` it was made from."""
     if is_tensor(x):
         x.detach().copy_(packed.owner)
+    elif is_on_device(x):
+        x[...] = packed.owner
     else:
         np.copyto(x if isinstance(x, np.ndarray) else np.from_dlpack(x), packed.owner)
+
+
+def array_of(result: View, out: Any) -> Any:
+    """Return the array that a result is in, or will be: `out` if there is one."""
+    if result is NOTHING:
+        return None
+    return result.owner if out is None else out
+
+
+def returned(result: View, out: Any) -> Any:
+    """Return the array of a result, after copying it into `out` if a packed copy was used."""
+    if out is not None and result.packed:
+        unpack(result, out)
+    return array_of(result, out)
 
 
 def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = None) -> View:
@@ -174,6 +247,14 @@ def empty(shape: tuple[int, ...], dtype: DType, as_tensor: bool, memory: Any = N
     if memory is None:
         memory = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
     return view(laid_into(memory, shape, dtype, as_tensor))
+
+
+def empty_beside(source: View, shape: tuple[int, ...], as_tensor: bool) -> View:
+    """Return the View of a new contiguous array of the dtype of `source`, where that is."""
+    owner = source.owner
+    if source.device == HOST:
+        return empty(shape, source.dtype, as_tensor)
+    return view(owner.new_empty(shape) if is_tensor(owner) else type(owner)(shape, owner.dtype))
 
 
 def laid_into(memory: Any, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:

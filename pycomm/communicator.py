@@ -9,6 +9,7 @@ from typing import Any
 from pycomm import _native, arrays
 from pycomm.collectives import Collectives
 from pycomm.config import Config, checked_timeout
+from pycomm.devices.process import is_host
 from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
@@ -25,10 +26,14 @@ from pycomm.world import World
 class Communicator(Collectives, Messages):
     """A group of ranks that communicate; made by `pycomm.init`, `from_mpi` and `split`.
 
-    Collectives must be called by all ranks in the same order; they take NumPy arrays and torch CPU
+    Collectives must be called by all ranks in the same order; they take NumPy arrays and torch
     tensors of any supported dtype, strided ones too. An array belongs to the operation until it
     returns, or with `async_op=True`, until `wait()` of the Work has returned. Reductions give the
     same bits on every rank and every run; on one host they add in rank order.
+
+    CuPy arrays and CUDA tensors, all on this rank's GPU, are used on the caller's current stream: a
+    collective returns once it is enqueued there on all ranks, or with `async_op=True`, on a stream
+    of its own, for which `wait()` makes the current stream wait.
 
     Attributes:
         rank: this process's number, 0…size−1.
@@ -89,7 +94,7 @@ class Communicator(Collectives, Messages):
 
     # ---- memory, groups, life
 
-    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32", device: Any = None) -> Any:
         """Return a new array of undefined contents in memory that the ranks of this host share.
 
         Collectives on such symmetric buffers need no copies. The call is local: ranks may allocate
@@ -98,9 +103,18 @@ class Communicator(Collectives, Messages):
         Args:
             shape: an int or a sequence of ints.
             dtype: a name, a NumPy dtype, or a torch dtype, which makes the result a torch tensor.
+            device: "cuda" for memory of this rank's GPU: a CuPy array, or a torch tensor, for the
+                current stream; what is freed is used again in the order of streams.
+
+        Raises:
+            ArgumentError: `device` is none, or another GPU than this rank's.
+            DeviceError: the GPU has not that much memory left.
+            MissingError: there is no GPU, or CuPy is missing.
         """
         self._collectives.check_open()
         shape = checked_shape(shape, self.rank)
+        if not is_host(device):
+            return self._collectives.on_device.empty(shape, dtype, device)
         resolved = arrays.resolve_dtype(dtype)
         nbytes = math.prod(shape) * resolved.itemsize
         memory = _native.SharedMemory(nbytes) if self._links.shared else None

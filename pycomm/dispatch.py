@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import NOTHING, View, unpack
+from pycomm.arrays import HOST, array_of, returned
+from pycomm.devices.work import StreamWork
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
 from pycomm.kernels.base import Kernels
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
-from pycomm.opening import compare, gather_rows
+from pycomm.on_device import HostMeeting, OnDevice
+from pycomm.opening import compare, exchange_notes
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.shm import SharedMemory
@@ -26,24 +26,9 @@ from pycomm.tuning import Choice
 from pycomm.work import Handed, Work
 from pycomm.world import World
 
-_NOTE_BYTES = 512
-
 Part = Callable[..., Any]
-"""Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
-
-
-def array_of(result: View, out: Any) -> Any:
-    """Return the array that a result is in, or will be: `out` if there is one."""
-    if result is NOTHING:
-        return None
-    return result.owner if out is None else out
-
-
-def returned(result: View, out: Any) -> Any:
-    """Return the array of a result, after copying it into `out` if a packed copy was used."""
-    if out is not None and result.packed:
-        unpack(result, out)
-    return array_of(result, out)
+"""Part(job, out, algorithm=None) runs one collective of several, and returns its result: on a GPU,
+its Work, for it may run on a thread that has not the caller's stream."""
 
 
 def _recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:
@@ -76,6 +61,7 @@ class Dispatcher:
         self._stats = stats
         self._flight = flight
         self._engine = Engine(name, self._asynchronous)
+        self.on_device = OnDevice(transport.rank, transport.size)
         self.closed = False
         self._failure: BaseException | None = None
         self.when_failed: Callable[[], None] = lambda: None
@@ -94,6 +80,8 @@ class Dispatcher:
             out: the caller's array for the result, None for job.output's own.
         """
         self.check()
+        if job.device != HOST:
+            return self._start_on_device(job, out, async_op, algorithm)
         chosen = self._prepare(job, algorithm, order)
         native = async_op and chosen.name == "direct" and job.allocate is None
         memory = self._memory if native else None
@@ -166,12 +154,8 @@ class Dispatcher:
         if self.closed:
             return total
         if isinstance(self.transport, SharedMemory):
-            for kind, (
-                operations,
-                nbytes,
-                busy_s,
-                idle_s,
-            ) in self.transport.quick.quick_counts.items():
+            counts = self.transport.quick.quick_counts
+            for kind, (operations, nbytes, busy_s, idle_s) in counts.items():
                 total.operations += operations
                 total.busy_s += busy_s
                 total.idle_s += idle_s
@@ -185,6 +169,8 @@ class Dispatcher:
         self._engine.close()
         if self._memory and not guard.in_child:
             self._memory.drain()
+        if not guard.in_child:
+            self.on_device.close()
         self._stats = self.stats()
         self.closed = True
         del self.transport
@@ -246,15 +232,50 @@ class Dispatcher:
         return run(site)
 
     def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
+        if job.device != HOST:
+            return self._work_on_device(job, self._enqueuing(job, True, name)(site), out)
         return self._run(job, self._prepare(job, name, None), out, site)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
+        def act() -> None:
+            self._open(job, algorithm)
+            algorithm.run(self.transport, self._kernels, job)
+
+        self._perform(job, algorithm, act, site)
+        return returned(job.output, out)
+
+    def _start_on_device(self, job: Job, out: Any, async_op: bool, algorithm: str | None) -> Any:
+        """Enqueue a collective of device arrays, once all hosts are there."""
+        event = self._in_turn(self._enqueuing(job, async_op, algorithm), False)
+        return self._work_on_device(job, event, out) if async_op else returned(job.output, out)
+
+    def _enqueuing(
+        self, job: Job, async_op: bool, algorithm: str | None
+    ) -> Callable[[str | None], Any]:
+        """Return what enqueues a collective behind what the caller's stream has now."""
+        chosen = self.on_device.algorithm(job, algorithm)
+        job.fingerprint = fingerprint(job, chosen.name)
+        start = self.on_device.prepared(job, async_op)
+
+        def run(site: str | None) -> Any:
+            meeting = HostMeeting(self.transport, self._kernels, job)
+            return self._perform(job, chosen, lambda: start(meeting), site)
+
+        return run
+
+    def _work_on_device(self, job: Job, event: Any, out: Any) -> StreamWork:
+        packed = job.output if out is not None and job.output.packed else None
+        return self.on_device.work(job, event, array_of(job.output, out), packed)
+
+    def _perform(
+        self, job: Job, algorithm: Algorithm, act: Callable[[], Any], site: str | None
+    ) -> Any:
+        """Do a collective, and record it."""
         trace = self._world.trace
         self._flight.collective(*_recorded(job, algorithm.name, site))
         try:
             with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
-                self._open(job, algorithm)
-                algorithm.run(self.transport, self._kernels, job)
+                result = act()
         except MismatchError:
             note = describe(job, algorithm.name, site or call_site())
             raise self.fail(self._mismatch(note)) from None
@@ -263,7 +284,7 @@ class Dispatcher:
             raise
         self._flight.end(True)
         self._count(job, algorithm)
-        return returned(job.output, out)
+        return result
 
     def _count(self, job: Job, algorithm: Algorithm) -> None:
         self._stats.operations += 1
@@ -275,11 +296,5 @@ class Dispatcher:
             compare(self.transport, self._kernels, job.fingerprint, algorithm.opens)
 
     def _mismatch(self, note: str) -> MismatchError:
-        if isinstance(self.transport, SharedMemory):
-            notes = self.transport.exchange_notes(note)
-        else:
-            padded = note.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
-            row = np.frombuffer(padded, np.uint8)
-            rows = gather_rows(self.transport, self._kernels, row)
-            notes = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+        notes = exchange_notes(self.transport, self._kernels, note)
         return MismatchError.of_calls(self.transport.rank, notes)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from pycomm import _native
+from pycomm.arrays import HOST
 from pycomm.errors import CommError, CommTimeoutError, DepartedError, RankFailedError
 from pycomm.observe import flight
 from pycomm.transport.job import Job
@@ -33,9 +34,9 @@ ROOTED = ("broadcast", "reduce", "gather", "scatter")
 def fingerprint(job: Job, algorithm: str) -> int:
     """Return 64 bits that differ for different calls, and are the same in every process."""
     elements = job.elements if isinstance(job.elements, tuple) else (job.elements,)
-    plain = algorithm == "direct" and not job.part_of
-    if plain and job.kind == "scatter":
+    if algorithm == "direct" and job.kind == "scatter":
         return _native.fingerprint(job.kind, 0, 0, job.root, ())
+    plain = algorithm == "direct" and not job.part_of
     kind = job.kind if plain else f"{job.kind}/{algorithm}/{job.part_of}"
     op = job.op.code if job.op.name in OPS[:-1] else _digest(job.op)
     return _native.fingerprint(kind, job.dtype.code, op, job.root, elements)
@@ -45,7 +46,7 @@ def detail(job: Job) -> int:
     """Return what tells the chunks of a scatter apart; 0 on ranks that take any, and elsewhere."""
     if job.kind != "scatter" or job.allocate:
         return 0
-    return _native.fingerprint("chunk", job.dtype.code, 0, 0, job.shape or ())
+    return _native.fingerprint(f"chunk{job.part_of}", job.dtype.code, 0, 0, job.shape or ())
 
 
 @lru_cache(maxsize=1024)
@@ -66,7 +67,8 @@ def describe(job: Job, algorithm: str, site: str) -> str:
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
     words += [f"root={job.root}"] if job.kind in ROOTED else []
     size = "elements" if job.shape is None else "shape"
-    words += [job.dtype.name, f"{size}={job.elements}", f"algorithm={algorithm!r}"]
+    how = f"algorithm={algorithm!r}" if job.device == HOST else "device='cuda'"
+    words += [job.dtype.name, f"{size}={job.elements}", how]
     return f"{job.kind}({', '.join(words)}) at {site}"
 
 

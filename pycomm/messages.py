@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from pycomm._native import Flight
-from pycomm.arrays import is_tensor, view
-from pycomm.dispatch import Dispatcher, returned
+from pycomm.arrays import host_view, is_tensor, returned
+from pycomm.dispatch import Dispatcher
 from pycomm.errors import MismatchError, UnreachableError
 from pycomm.guard import guard
 from pycomm.links import Links
@@ -48,7 +48,7 @@ class Messages:
             if sent is False:
                 self.isend(x, dst, tag).wait()
             else:
-                request = self._world.mailbox.sent(sent, view(x))
+                request = self._world.mailbox.sent(sent, host_view(x))
                 self._sent(request, sent.record, dst, tag).wait()
 
     def recv(self, src: int, tag: int = 0, out: Any = None, *, copy: bool = True) -> Any:
@@ -77,7 +77,7 @@ class Messages:
             if received is False:
                 request, record = self._post(src, tag, out, copy)
             else:
-                target = None if out is None else view(out, result=True)
+                target = None if out is None else host_view(out, result=True)
                 request, record = self._world.mailbox.received(received, target), received.record
             try:
                 return self._received(request, record, src, tag, out).wait()
@@ -88,7 +88,7 @@ class Messages:
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; `x` must not change until `wait()` of the Work has returned."""
         self._collectives.check()
-        peer, source = self._ranks[checked_rank(dst, "dst", self.rank, self.size)], view(x)
+        peer, source = self._ranks[checked_rank(dst, "dst", self.rank, self.size)], host_view(x)
         tag = checked_tag(tag, self.rank)
         self._stats.bytes_sent += source.nbytes
         record = self._flight.message("send", source.dtype.name, source.nbytes, dst, tag)
@@ -104,7 +104,7 @@ class Messages:
     def _post(self, src: int, tag: int, out: Any, copy: bool) -> tuple[Received, int]:
         self._collectives.check()
         peer = src if src == ANY else checked_rank(src, "src", self.rank, self.size)
-        target = None if out is None else view(out, result=True)
+        target = None if out is None else host_view(out, result=True)
         expected = (target.dtype.name, target.nbytes) if target else ("", 0)
         number = checked_tag(tag, self.rank)
         record = self._flight.message("recv", *expected, src, number)

@@ -16,7 +16,10 @@ from pycomm.errors import MismatchError
 from pycomm.kernels.base import Kernels
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
+from pycomm.transport.shm import SharedMemory
 from pycomm.types import DTYPES
+
+_NOTE_BYTES = 512
 
 
 def compare(transport: Transport, kernels: Kernels, fingerprint: int, opens: bool) -> None:
@@ -34,15 +37,24 @@ def compare(transport: Transport, kernels: Kernels, fingerprint: int, opens: boo
     """
     local, across = transport.local, transport.across
     if local is None or across is None:
-        return _agree(transport, kernels, fingerprint)
+        return agree(transport, kernels, fingerprint)
     try:
-        _agree(across, kernels, fingerprint)
+        agree(across, kernels, fingerprint)
     except MismatchError:
         with contextlib.suppress(MismatchError):
-            _agree(local, kernels, fingerprint ^ 1)
+            agree(local, kernels, fingerprint ^ 1)
         raise
     if not (opens and local.fused):
-        _agree(local, kernels, fingerprint)
+        agree(local, kernels, fingerprint)
+
+
+def exchange_notes(transport: Transport, kernels: Kernels, note: str) -> list[str]:
+    """After a MismatchError: return what every rank says of its call, "" for no answer."""
+    if isinstance(transport, SharedMemory):
+        return transport.exchange_notes(note)
+    padded = note.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
+    rows = gather_rows(transport, kernels, np.frombuffer(padded, np.uint8))
+    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
 def gather_rows(transport: Transport, kernels: Kernels, row: np.ndarray) -> np.ndarray:
@@ -54,9 +66,14 @@ def gather_rows(transport: Transport, kernels: Kernels, row: np.ndarray) -> np.n
     return rows
 
 
-def _agree(transport: Transport, kernels: Kernels, word: int) -> None:
+def agree(transport: Transport, kernels: Kernels, word: int, what: str = "") -> None:
+    """Return if all ranks of `transport` gave the same word, or raise MismatchError on all.
+
+    Args:
+        what: the operation that this is part of, for errors.
+    """
     if "barrier" in transport.fused:
-        transport.run(Job("barrier", DTYPES["uint8"], fingerprint=word))
+        transport.run(Job("barrier", DTYPES["uint8"], fingerprint=word, part_of=what))
         return
     mine = np.array([word], np.uint64)
     if (gather_rows(transport, kernels, mine) != mine).any():

@@ -10,7 +10,7 @@ import numpy as np
 
 from pycomm import arrays
 from pycomm._native import Board
-from pycomm.arrays import View, is_tensor, view
+from pycomm.arrays import View, is_tensor, place_name, view
 from pycomm.dispatch import Dispatcher
 from pycomm.errors import ArgumentError
 from pycomm.shapes import checked_rank, gathered, scattered
@@ -156,8 +156,11 @@ class UniformCollectives:
 
     def _output(self, out: Any, shape: tuple[int, ...], source: View, as_tensor: bool) -> View:
         if out is None:
-            return arrays.empty(shape, source.dtype, as_tensor)
+            return arrays.empty_beside(source, shape, as_tensor)
         target = view(out, result=True)
+        if target.device != source.device:
+            where = [place_name(v.device) for v in (source, target)]
+            raise ArgumentError(f"rank {self.rank}: x is on {where[0]}, but out= on {where[1]}")
         if tuple(out.shape) != shape or target.dtype != source.dtype:
             raise ArgumentError(
                 f"rank {self.rank}: out= has shape {tuple(out.shape)} of {target.dtype.name}, the "

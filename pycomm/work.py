@@ -15,11 +15,14 @@ from pycomm.observe.flight import note_flight
 class Work(Protocol):
     """An operation under way; its arrays belong to pycomm until `wait` has returned."""
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception.
+
+        Of arrays on a GPU the result is complete for the caller's current stream, which waits.
 
         Args:
             timeout: seconds; None waits as long as the communicator's timeout allows.
+            host: wait on the host until it is complete, also if it is on a GPU.
 
         Raises:
             CommTimeoutError: not complete in time; the operation goes on.
@@ -50,7 +53,7 @@ class Task:
         del self._function  # and with it the arrays
         self._finished.set()
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
         if not self._finished.wait(timeout):
             raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
@@ -98,7 +101,7 @@ class Handed:
         self._packed = packed
         self._error: BaseException | None = None
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
         if not self._finisher.wait_for(self._operation, timeout):
             raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
@@ -146,7 +149,7 @@ class Transfer:
         self._result: Any = None
         self._error: BaseException | None = None
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
         try:
             self._until(self.done, timeout)

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pycomm import _native
-from pycomm.arrays import is_tensor
+from pycomm.arrays import HOST as HOST
+from pycomm.arrays import is_tensor, place_name
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.types import DType
-
-HOST = -1
-"""The device of memory that is on none."""
 
 
 class DeviceView(NamedTuple):
@@ -82,11 +80,6 @@ def named(name: str, views: Sequence[DeviceView]) -> list[Named]:
     return [Named(f"{name}[{i}]", view) for i, view in enumerate(views)]
 
 
-def place(device: int) -> str:
-    """Return what a device is called."""
-    return "the host" if device == HOST else f"cuda:{device}"
-
-
 def alignment(dtype: DType) -> int:
     """Return what the address of an element is a multiple of, in bytes."""
     return dtype.itemsize // 2 if dtype.family == "complex" else dtype.itemsize
@@ -142,8 +135,8 @@ def check_device(memory: Sequence[Named], device: int) -> None:
     for m in memory:
         if m.view.device != device:
             raise ArgumentError(
-                f"{m} is on {place(m.view.device)}, but the kernels run on {place(device)}: "
-                "all arrays must be there"
+                f"{m} is on {place_name(m.view.device)}, but the kernels run on "
+                f"{place_name(device)}: all arrays must be there"
             )
 
 

@@ -53,6 +53,11 @@ class Job:
     allocate: Callable[[Sequence[int]], View] | None = None
 
     @property
+    def device(self) -> int:
+        """The number of the GPU that its arrays are on, or HOST."""
+        return max(self.input.device, self.output.device)
+
+    @property
     def nbytes(self) -> int:
         """The size of the larger of input and output on the rank where it is largest."""
         if not self.counts:

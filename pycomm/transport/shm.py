@@ -141,7 +141,7 @@ class SharedMemory(Transport):
         try:
             self._prepared(job).run()
         except FAILURES as error:
-            raise self._failures.explained(error, job.kind) from None
+            raise self._failures.explained(error, job.part_of or job.kind) from None
         finally:
             self._stats.add_idle(self._board.waited_s - waited_s)
 

@@ -1,0 +1,1 @@
+"""GPUs as transports see them: memory, streams and events, of CuPy or of a double."""
