@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.reducer import Reducer
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.sparse import sparse_parameters
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -27,11 +27,13 @@ class DataParallel(nn.Module):
         loss_fn(model(inputs), targets).backward()    # gradients are averages when it returns
         optimizer.step()
 
-    Parameters and buffers are copied from rank 0 once, here. Every backward pass ends by averaging
-    the gradients: each rank counts the same, so equal shares of a batch give the gradient of the
-    whole batch (`DataParallelTrainer` weighs unequal ones). All ranks must run backward equally
-    often. A parameter that no rank used keeps `grad` None; one that only others used gets their
-    average with zeros. Gradients are views of buckets that belong to this wrapper.
+    Parameters and buffers are copied from rank 0 once, here. Every backward pass averages the
+    gradients, a bucket at a time while it still computes the others: each rank counts the same, so
+    equal shares of a batch give the gradient of the whole batch (`DataParallelTrainer` weighs
+    unequal ones). All ranks must run backward equally often, and not use `comm` in between. A
+    parameter that no rank used keeps `grad` None; one that only others used gets their average
+    with zeros. Gradients are views of buckets that belong to this wrapper; those of an
+    nn.Embedding(sparse=True) stay sparse, and only its rows that were used travel.
 
     Args:
         module: the same model on every rank; it is used, not copied.
@@ -59,53 +61,51 @@ class DataParallel(nn.Module):
         super().__init__()
         check_same_model(module, comm)
         self.module = module
-        self._buckets = GradientBuckets(
+        self._reducer = Reducer(
             module.named_parameters(),
             comm,
+            sparse=sparse_parameters(module),
             bucket_bytes=bucket_bytes,
             op="avg",
             algorithm=algorithm,
+            at_end=_weakly(self, DataParallel._finish_backward),
         )
+        self._reducer.synchronizing_now = True
         copy_from_rank_0(module, comm)
         self._checksums = Checksums(module, comm, checksums)
         self._steps = 0
-        self._synchronize = True
-        self._backward = -1
-        self._hook()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped module returns."""
         return self.module(*args, **kwargs)
 
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
+    def no_sync(self) -> AbstractContextManager[None]:
         """Only add up gradients on this rank; the next backward outside averages the sums."""
-        before, self._synchronize = self._synchronize, False
-        try:
-            yield
-        finally:
-            self._synchronize = before
+        return self._reducer.synchronizing(False)
 
-    def _hook(self) -> None:
-        weak = weakref.ref(self)
+    @property
+    def unused(self) -> list[str]:
+        """Names of the parameters that no rank used in the last averaged backward."""
+        return self._reducer.unused
 
-        def gradient_ready(_: torch.Tensor) -> None:
-            if (model := weak()) is not None:
-                model._reduce_when_done()
-
-        for slot in self._buckets.slots:
-            handle = slot.parameter.register_post_accumulate_grad_hook(gradient_ready)
-            weakref.finalize(self, handle.remove)
-
-    def _reduce_when_done(self) -> None:
-        # A backward pass has a number of its own: one that raised cannot silence the next.
-        current = torch._C._current_graph_task_id()
-        if self._synchronize and current != self._backward:
-            self._backward = current
-            engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._finish_backward)
+    @property
+    def hidden(self) -> float:
+        """How much of the bytes was averaged before the last gradient was there, 0…1."""
+        return self._reducer.hidden
 
     def _finish_backward(self) -> None:
+        self._reducer.start_all()
         self._checksums.after(self._steps)  # before the optimizer makes another one
         self._steps += 1
-        self._buckets.reduce()
+        self._reducer.finish()
+
+
+def _weakly(model: DataParallel, method: Callable[[DataParallel], None]) -> Callable[[], None]:
+    """Return a call of `method` that does not keep the model alive."""
+    weak = weakref.ref(model)
+
+    def call() -> None:
+        if (alive := weak()) is not None:
+            method(alive)
+
+    return call

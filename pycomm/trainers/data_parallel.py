@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.reducer import Reducer
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.sparse import sparse_parameters
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
@@ -79,9 +80,10 @@ class DataParallelTrainer(Trainer):
             clip_norm=clip_norm,
             weight=weight,
         )
-        self._buckets = GradientBuckets(
+        self._reducer = Reducer(
             module.named_parameters(),
             comm,
+            sparse=sparse_parameters(module),
             bucket_bytes=BUCKET_BYTES,
             op="sum",
             algorithm=algorithm,
@@ -111,15 +113,19 @@ class DataParallelTrainer(Trainer):
             self._unit, self._total = group * total, 0.0
         self._total += total
         value = 0.0
+        last = self._pending + 1 == group
         if weight:
             loss = self.loss_fn(self.module(inputs), targets)
-            (loss * (weight / self._unit)).backward()
+            with self._reducer.synchronizing(last):
+                (loss * (weight / self._unit)).backward()
             value = loss.item() * weight
+        if last:
+            self._reducer.start_all()
         samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
     def _finish_gradients(self) -> None:
-        self._buckets.reduce(self._unit / self._total)
+        self._reducer.finish(self._unit / self._total)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
 

@@ -1,0 +1,242 @@
+"""Reducer: sums the gradients of all ranks while backward still computes the others.
+
+::
+
+    backward   g5 g4 │ g3 g2 │ g1 g0
+    reduction        └─ g5 g4 ─┘└ g3 g2 ┘└ g1 g0 ┘      one bucket after the other
+                                        └ exposed ┘
+
+Buckets are filled in the order in which gradients became ready in the first backward pass, and are
+reduced in that order on all ranks. Source: Li et al., PyTorch Distributed (2020), section 3.2.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
+from pycomm.parallel.sparse import SparseGradient
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+    from pycomm.work import Work
+
+
+class Reducer:
+    """The gradients of a model in buckets, and their reduction across ranks.
+
+    Hooks copy each gradient that autograd finished into its bucket, once, and make `p.grad` the
+    view there; later gradients of the same group are added in place. The buffers belong to this
+    object; between a backward pass that is not `synchronizing` and `finish` the user may read and
+    change `p.grad`.
+
+    Args:
+        parameters: (name, parameter) pairs; those that require no gradient are left out.
+        sparse: names of those that may have sparse gradients; they have no place in a bucket.
+        bucket_bytes: how much a bucket holds at most.
+        op: "sum" or "avg", over the ranks.
+        algorithm: of all_reduce; None lets pycomm choose.
+        at_end: called when a backward pass that synchronizes has computed all gradients; then no
+            `synchronizing` is needed around it.
+
+    Attributes:
+        unused: names of the parameters that no rank's last group of backward passes reached.
+        hidden: how much of the bytes of the last `finish` was reduced before the last gradient was
+            there, 0…1; never anything of a single bucket.
+
+    Raises:
+        ArgumentError: bucket_bytes is not positive.
+        UnsupportedError: a parameter is not in CPU memory.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        comm: Communicator,
+        *,
+        sparse: frozenset[str] = frozenset(),
+        bucket_bytes: int,
+        op: str,
+        algorithm: str | None,
+        at_end: Callable[[], None] | None = None,
+    ):
+        if bucket_bytes <= 0:
+            raise ArgumentError(f"bucket_bytes={bucket_bytes} must be positive (rank {comm.rank})")
+        self.comm, self.op, self.algorithm = comm, op, algorithm
+        self.unused: list[str] = []
+        self.hidden = 0.0
+        self._bucket_bytes = bucket_bytes
+        self._at_end = at_end
+        trainable = [(name, p) for name, p in parameters if p.requires_grad]
+        self._sparse = [SparseGradient(n, p, comm, op) for n, p in trainable if n in sparse]
+        self._parameters = [(name, p) for name, p in trainable if name not in sparse]
+        self._order: list[int] = []
+        self._ordered = False
+        self.synchronizing_now = False
+        self._pass = -1
+        self._allocate(list(reversed(range(len(self._parameters)))))
+        self._hook()
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The places of all gradients."""
+        return [slot for bucket in self.buckets for slot in bucket.slots]
+
+    @contextmanager
+    def synchronizing(self, on: bool = True) -> Iterator[None]:
+        """Let the backward pass inside be the last before `finish`: buckets are reduced early.
+
+        Without `on`, gradients are only added up.
+        """
+        if on:
+            self._begin()
+        before, self.synchronizing_now = self.synchronizing_now, on
+        try:
+            yield
+        finally:
+            self.synchronizing_now = before
+
+    def start_all(self) -> None:
+        """Start to reduce what backward did not: every rank must call this after its last one."""
+        while self._next < len(self.buckets):
+            self._start()
+
+    def finish(self, scale: float = 1.0) -> None:
+        """Reduce all gradients across the ranks, then multiply them by `scale`.
+
+        A parameter that has no gradient here but has one elsewhere counts as zeros; one that has
+        none anywhere keeps `grad` None, as in one process. Every rank must call this.
+        """
+        self.start_all()
+        self._keep_used()
+        for bucket, work in zip(self.buckets, self._works):
+            work.wait()
+            if scale != 1.0:
+                bucket.flat.mul_(scale)
+        self.unused += [g.name for g in self._sparse if not g.reduce(scale)]
+        nbytes = sum(bucket.flat.nbytes for bucket in self.buckets)
+        self.hidden = sum(b.flat.nbytes for b in self.buckets[: self._early]) / (nbytes or 1)
+        self._reset()
+        self._reorder()
+
+    def _keep_used(self) -> None:
+        """Give every parameter that some rank used its gradient, and the others none."""
+        slots = self.slots
+        used = torch.tensor([s.parameter.grad is not None for s in slots], dtype=torch.uint8)
+        self.comm.all_reduce(used, op="max")
+        for slot, somewhere in zip(slots, used.tolist()):
+            slot.parameter.grad = slot.view if somewhere else None
+        self.unused = [slot.name for slot, used_ in zip(slots, used.tolist()) if not used_]
+
+    def _start(self) -> None:
+        """Start to reduce the next bucket."""
+        bucket = self.buckets[self._next]
+        for slot in bucket.slots:
+            slot.fill()
+        self._next += 1
+        self._works.append(self._all_reduce(bucket))
+
+    def _all_reduce(self, bucket: Bucket) -> Work:
+        return self.comm.all_reduce(
+            bucket.flat, op=self.op, algorithm=self.algorithm, async_op=True
+        )
+
+    # ---- buckets, in the order in which backward fills them
+
+    def _allocate(self, order: list[int]) -> None:
+        sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in self._parameters]
+        plan = plan_buckets(sizes, self._bucket_bytes, order)
+        self.buckets = [Bucket.of([self._parameters[i] for i in b], self.comm) for b in plan]
+        self._plan = plan
+        self._home: dict[int, tuple[int, Slot]] = {}
+        for number, (indices, bucket) in enumerate(zip(plan, self.buckets)):
+            self._home.update({i: (number, s) for i, s in zip(indices, bucket.slots)})
+        self._reset()
+
+    def _reset(self) -> None:
+        self._missing = [set(indices) for indices in self._plan]
+        self._works: list[Work] = []
+        self._next = 0
+        self._early = 0
+
+    def _reorder(self) -> None:
+        """Fill buckets anew in the order of the first backward pass, once; that of rank 0."""
+        if self._ordered:
+            return
+        order = self.comm.broadcast_object(self._order, 0)
+        if not order:
+            return
+        self._ordered = True
+        seen = set(order)
+        order += [i for i in reversed(range(len(self._parameters))) if i not in seen]
+        sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in self._parameters]
+        if plan_buckets(sizes, self._bucket_bytes, order) != self._plan:
+            self._allocate(order)
+            for slot in self.slots:
+                slot.collect()
+
+    # ---- what autograd calls
+
+    def _hook(self) -> None:
+        for index, (_, parameter) in enumerate(self._parameters):
+            self._call(parameter, partial(Reducer._ready, index=index))
+        for gradient in self._sparse:
+            self._call(gradient.parameter, Reducer._begin_pass)
+
+    def _call(self, parameter: nn.Parameter, ready: Callable[[Reducer], None]) -> None:
+        # The model must not keep a dropped reducer's buckets alive, nor go on filling them.
+        weak = weakref.ref(self)
+
+        def call(_: torch.Tensor) -> None:
+            if (reducer := weak()) is not None:
+                ready(reducer)
+
+        handle = parameter.register_post_accumulate_grad_hook(call)
+        weakref.finalize(self, handle.remove)
+
+    def _ready(self, index: int) -> None:
+        """Collect a gradient; reduce buckets that are full, in their order."""
+        number, slot = self._home[index]
+        self._begin_pass()
+        if self.synchronizing_now and number < self._next:
+            raise UnsupportedError(self._twice(slot.name))
+        slot.collect()
+        if not self.synchronizing_now:
+            return
+        while self._early < self._next and self._works[self._early].done():
+            self._early += 1
+        if not self._ordered:
+            self._order.append(index)
+        self._missing[number].discard(index)
+        while self._next < len(self.buckets) and not self._missing[self._next]:
+            self._start()
+
+    def _begin_pass(self) -> None:
+        # A backward pass has a number of its own: one that raised cannot silence the next.
+        current, at_end = torch._C._current_graph_task_id(), self._at_end
+        if self.synchronizing_now and at_end is not None and current != self._pass:
+            self._pass = current
+            self._begin()
+            torch.autograd.Variable._execution_engine.queue_callback(at_end)
+
+    def _begin(self) -> None:
+        """Begin anew, also after a backward pass that failed."""
+        for work in self._works:
+            work.wait()
+        self._order = []
+        self._reset()
+
+    def _twice(self, name: str) -> str:
+        return (
+            f"the gradient of {name!r} became ready twice in one backward pass (rank "
+            f"{self.comm.rank}), when it was being reduced already: use checkpoint(…, "
+            "use_reentrant=False), or no_sync() and a backward pass of its own"
+        )
