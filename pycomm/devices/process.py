@@ -65,6 +65,11 @@ def use(device: Device | None) -> None:
     _device = device
 
 
+def in_use() -> Device | None:
+    """Return the process's GPU if it was needed before, else None."""
+    return _device
+
+
 def process_device() -> Device:
     """Return the process's GPU: that which is current at the first call.
 

@@ -76,23 +76,16 @@ class Bucket:
     slots: list[Slot]
 
     @classmethod
-    def of(cls, members: Sequence[tuple[str, nn.Parameter]], comm: Communicator) -> Bucket:
-        """Return a bucket for the gradients of (name, parameter) pairs of one dtype.
-
-        Raises:
-            UnsupportedError: a parameter is not in CPU memory.
-        """
+    def of(
+        cls, members: Sequence[tuple[str, nn.Parameter]], comm: Communicator, device: str
+    ) -> Bucket:
+        """Return a bucket for the gradients of (name, parameter) pairs of one dtype."""
         dtype = members[0][1].dtype
         step = ALIGNMENT_BYTES // dtype.itemsize
         offsets = [0]
-        for name, p in members:
-            if p.device.type != "cpu":
-                raise UnsupportedError(
-                    f"parameter {name!r} is on {p.device} (rank {comm.rank}): "
-                    f"move the model with .cpu()"
-                )
+        for _, p in members:
             offsets.append(offsets[-1] + -(-p.numel() // step) * step)
-        flat = comm.empty(offsets[-1], dtype).zero_()
+        flat = comm.empty(offsets[-1], dtype, device=device).zero_()
         slots = [Slot(n, p, _place(flat, p, o), o) for (n, p), o in zip(members, offsets)]
         return cls(flat, slots)
 

@@ -35,6 +35,8 @@ class DataParallel(nn.Module):
     with zeros. Gradients are views of buckets that belong to this wrapper; those of an
     nn.Embedding(sparse=True) stay sparse, and only its rows that were used travel.
 
+    The module stays where it is. On a GPU, that is the rank's from then on.
+
     Args:
         module: the same model on every rank; it is used, not copied.
         comm: the ranks.
@@ -46,8 +48,9 @@ class DataParallel(nn.Module):
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
-        ArgumentError: bucket_bytes is not positive.
-        UnsupportedError: a parameter is not in CPU memory.
+        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
+            rank's, or not where others are.
+        UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
     def __init__(

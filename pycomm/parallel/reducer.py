@@ -23,6 +23,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
+from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Reducer:
 
     Hooks copy each gradient that autograd finished into its bucket, once, and make `p.grad` the
     view there; later gradients of the same group are added in place. The buffers belong to this
-    object; between a backward pass that is not `synchronizing` and `finish` the user may read and
-    change `p.grad`.
+    object, and are where the parameters are, in memory of the host or of the rank's GPU; between a
+    backward pass that is not `synchronizing` and `finish` the user may read and change `p.grad`.
 
     Args:
         parameters: (name, parameter) pairs; those that require no gradient are left out.
@@ -53,8 +54,9 @@ class Reducer:
             there, 0…1; never anything of a single bucket.
 
     Raises:
-        ArgumentError: bucket_bytes is not positive.
-        UnsupportedError: a parameter is not in CPU memory.
+        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
+            rank's, or not where others are.
+        UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Reducer:
         self._bucket_bytes = bucket_bytes
         self._at_end = at_end
         trainable = [(name, p) for name, p in parameters if p.requires_grad]
+        self._device = common_device(trainable, comm)
         self._sparse = [SparseGradient(n, p, comm, op) for n, p in trainable if n in sparse]
         self._parameters = [(name, p) for name, p in trainable if name not in sparse]
         self._order: list[int] = []
@@ -154,7 +157,8 @@ class Reducer:
     def _allocate(self, order: list[int]) -> None:
         sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in self._parameters]
         plan = plan_buckets(sizes, self._bucket_bytes, order)
-        self.buckets = [Bucket.of([self._parameters[i] for i in b], self.comm) for b in plan]
+        members = ([self._parameters[i] for i in indices] for indices in plan)
+        self.buckets = [Bucket.of(of, self.comm, self._device) for of in members]
         self._plan = plan
         self._home: dict[int, tuple[int, Slot]] = {}
         for number, (indices, bucket) in enumerate(zip(plan, self.buckets)):

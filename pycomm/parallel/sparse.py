@@ -67,7 +67,8 @@ class SparseGradient:
 
     def _no_rows(self) -> torch.Tensor:
         p = self.parameter.detach()
-        return self._sparse(torch.zeros(0, dtype=torch.int64), p.new_zeros(0, *p.shape[1:]))
+        rows = torch.zeros(0, dtype=torch.int64, device=p.device)
+        return self._sparse(rows, p.new_zeros(0, *p.shape[1:]))
 
     def _sparse(self, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         shape = self.parameter.shape

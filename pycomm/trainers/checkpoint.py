@@ -47,8 +47,8 @@ def save(
     Args:
         directory: made if need be; what it held before is replaced.
         comm: the ranks.
-        part: {"model": tensors by full name, "optimizer": state by name}, or None on a rank that
-            has nothing of its own to write.
+        part: {"model": tensors by full name, "optimizer": state by name}, in the host's memory, or
+            None on a rank that has nothing of its own to write.
         random: this rank's random generators.
         progress: plain values; that of rank 0 is written.
 
@@ -166,7 +166,7 @@ class Checkpoint:
 
     def _torch_load(self, file: str) -> Any:
         try:
-            return torch.load(self.folder / file, weights_only=True)
+            return torch.load(self.folder / file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ArgumentError(f"{str(self.folder / file)!r} cannot be read: {error}") from error
 

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from pycomm.devices.process import process_device
 from pycomm.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -57,15 +59,23 @@ class Meter:
         return time.perf_counter(), stats.busy_s, stats.idle_s, stats.bytes_sent
 
 
+def gpu_memory(device: torch.device) -> int:
+    """Return the most bytes that torch had in use on a GPU, and those of pycomm's slabs."""
+    return torch.cuda.max_memory_allocated(device) + process_device().slabs.nbytes
+
+
 def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the rows of `Meter.row`, one for each rank, as a table."""
+    """Print the rows of `Trainer.report`, one for each rank, as a table."""
     table = Table(title="per rank")
     for title in ("rank", "samples/s", "computing s", "communicating s", "idle s", "MB sent"):
         table.add_column(title, justify="right")
+    if any("gpu_bytes" in row for row in rows):
+        table.add_column("GPU MB", justify="right")
     for row in rows:
         times = (f"{row[key]:.2f}" for key in ("computing_s", "communicating_s", "idle_s"))
         sent = f"{row['bytes_sent'] / 1e6:.1f}"
-        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent)
+        gpu = [f"{row['gpu_bytes'] / 1e6:.1f}"] if "gpu_bytes" in row else []
+        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent, *gpu)
     (console or Console()).print(table)
 
 

@@ -26,12 +26,19 @@ class HostStream:
         self.delay_s = delay_s
         self.failure: BaseException | None = None
         self._random = random.Random(seed)
+        self._enqueued = self._done = 0
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name=f"stream-{seed}").start()
 
     def put(self, work: Callable[[], None]) -> None:
         """Enqueue `work`, and return at once."""
+        self._enqueued += 1
         self._work.put(work)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was enqueued is done, and nothing failed."""
+        return self._done == self._enqueued and self.failure is None
 
     def _run(self) -> None:
         while True:
@@ -42,6 +49,7 @@ class HostStream:
                 work()
             except BaseException as error:
                 self.failure = self.failure or error
+            self._done += 1
 
 
 class HostEvent:
