@@ -40,10 +40,17 @@ DEVICE = (
     "one.  [default: cuda if every rank has one]"
 )
 PRECISION = "bf16: bfloat16 where torch.autocast finds that it does; weights stay float32."
+EVERY = (
+    "Save also after so many steps.  [default: after each epoch, and when SIGTERM or SIGUSR1 ends "
+    "the run]"
+)
+WORKERS = "Processes that load samples ahead, on each rank."
 POSITIVE = click.IntRange(min=1)
 FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
 
+FITTED = ("checkpoint", "checkpoint_every", "keep", "workers", "metrics")
+"""The options that `fit` takes as they are."""
 FITTING = "[default: fits the data]"
 
 
@@ -65,6 +72,9 @@ FITTING = "[default: fits the data]"
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
 @click.option("--checkpoint", type=FOLDER, help="Save here, and resume from what is here.")
+@click.option("--checkpoint-every", type=POSITIVE, metavar="STEPS", help=EVERY)
+@click.option("--keep", type=POSITIVE, default=1, help="How many checkpoints stay.")
+@click.option("--workers", type=click.IntRange(0), default=0, help=WORKERS)
 @click.option("--metrics", type=FILE, help="JSON Lines: step, loss, samples_per_s.")
 def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None:
     """Train a model by data or model parallelism, on the ranks that mpirun started."""
@@ -80,13 +90,15 @@ def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None
         steps=chosen["steps"],
         batch_size=batch_size or task.defaults.batch_size,
         seed=seed,
-        checkpoint=options["checkpoint"],
-        metrics=options["metrics"],
+        **{name: options[name] for name in FITTED},
     )
-    result = trainer.evaluate(task.test, metrics=task.metrics)
+    if trainer.stopped:
+        text = f"stopped after step {trainer.progress.step}: the same command goes on from there"
+    else:
+        text = summary(task, trainer.evaluate(task.test, metrics=task.metrics))
     trainer.print_report()
     if comm.rank == 0:
-        click.echo(summary(task, result))
+        click.echo(text)
 
 
 def build_trainer(

@@ -77,7 +77,7 @@ class Bucket:
 
     @classmethod
     def of(
-        cls, members: Sequence[tuple[str, nn.Parameter]], comm: Communicator, device: str
+        cls, members: Sequence[tuple[str, nn.Parameter]], comm: Communicator, device: torch.device
     ) -> Bucket:
         """Return a bucket for the gradients of (name, parameter) pairs of one dtype."""
         dtype = members[0][1].dtype

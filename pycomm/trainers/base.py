@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,16 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import check_equal, on_every_rank, raise_together
+from pycomm.parallel.replicate import check_equal, on_every_rank
 from pycomm.trainers import batches, loop
-from pycomm.trainers.checkpoint import Checkpoint, check_writable, exists, save
+from pycomm.trainers.checkpoint import exists
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
-from pycomm.trainers.named_state import on_host, random_state, restore_optimizer, restore_random
+from pycomm.trainers.loading import Loader
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.report import Log, Meter, gpu_memory, print_rows
+from pycomm.trainers.saved import Saved
+from pycomm.trainers.saving import Saving
 from pycomm.trainers.threads import share_cores
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Weight = Callable[[Any], float]
 _logger = logging.getLogger(__name__)
 
 
-class Trainer(ABC):
+class Trainer(Saved):
     """The base of the trainers; a subclass says how a batch runs and how gradients are combined.
 
     Attributes:
@@ -43,6 +44,7 @@ class Trainer(ABC):
         optimizer: what the factory returned; None where this rank has no parameters.
         progress: how far training has come; `fit` goes on from there.
         meter: the time of training on this rank.
+        stopped: whether a signal ended the last `fit`.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class Trainer(ABC):
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.optimizer = optimizer(named) if named else None
         self.progress = Progress()
+        self.stopped = False
         self.meter = Meter(comm)
         self._weight = weight or batches.count_samples
         self._pending = 0  # batches whose gradients have been added since the last update
 
     @abstractmethod
-    def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
-        """Return what this rank needs of a global batch: (inputs, targets), each perhaps None."""
+    def wanted(self, indices: np.ndarray) -> np.ndarray:
+        """Return which samples of a global batch this rank needs; perhaps none."""
 
     @abstractmethod
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
@@ -90,18 +93,6 @@ class Trainer(ABC):
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         """Return this rank's sums over one batch, see `evaluation`; autocast if it is asked for."""
-
-    @abstractmethod
-    def _part(self) -> dict[str, Any] | None:
-        """Return what this rank writes into a checkpoint, see `checkpoint.save`."""
-
-    @abstractmethod
-    def _expected(self) -> dict[str, tuple[str, list[int]]]:
-        """Return (dtype, shape) of every tensor of the whole model by full name."""
-
-    @abstractmethod
-    def _share_buffers(self) -> None:
-        """Make buffers equal where ranks hold copies of them."""
 
     def step(self, inputs: Any, targets: Any) -> float:
         """Train on one global batch; update on every `accumulate`-th call.
@@ -133,6 +124,10 @@ class Trainer(ABC):
         batch_size: int,
         seed: int = 0,
         checkpoint: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        keep: int = 1,
+        workers: int = 0,
+        worker_context: str = "fork",
         metrics: str | Path | None = None,
         progress: bool = True,
     ) -> float | None:
@@ -141,6 +136,9 @@ class Trainer(ABC):
         Both count from the trainer's first step, so that a resumed run is the same call. A step is
         one update: `accumulate` global batches, or what an epoch has left of them. The order of
         samples depends on (seed, epoch) only, not on the number of ranks.
+
+        With a `checkpoint`, SIGTERM to a rank or SIGUSR1 to it or to mpirun ends training after
+        the step under way: it is saved, `stopped` is set, and the same call later goes on.
 
         Args:
             dataset: map-style, of pairs (input, target), the same on every rank; one with
@@ -151,6 +149,11 @@ class Trainer(ABC):
             seed: of the order of samples.
             checkpoint: a folder. If it holds a checkpoint, training goes on from there, exactly;
                 it is written at the end of each epoch and at the end.
+            checkpoint_every: also write it after every so many steps.
+            keep: how many of the last checkpoints stay.
+            workers: processes that load samples ahead, on each rank; 0 loads when they are needed.
+            worker_context: how workers start: "fork", or "spawn" or "forkserver" for a dataset
+                that can be pickled.
             metrics: a file for JSON Lines (step, epoch, loss, samples_per_s), written on rank 0.
             progress: whether rank 0 shows a bar.
 
@@ -163,9 +166,11 @@ class Trainer(ABC):
             MismatchError: ranks passed different values; raised on all.
         """
         order = {"samples": len(dataset), "batch_size": batch_size, "seed": seed}
-        until = {"epochs": epochs, "steps": steps, "checkpoint": checkpoint and str(checkpoint)}
+        saving = Saving(checkpoint, checkpoint_every, keep)
+        until = {"epochs": epochs, "steps": steps, "checkpoint": str(saving)}
         check_equal(self.comm, "the arguments of fit", {**order, **until})
         plan = batches.Plan(**order, accumulate=self.accumulate, epochs=epochs, steps=steps)
+        loader = Loader(dataset, workers, worker_context, seed)
         if self._pending:
             raise ArgumentError(self._pending_text("fit"))
         if checkpoint is not None and self.comm.broadcast_object(exists(checkpoint), 0):
@@ -176,19 +181,24 @@ class Trainer(ABC):
         if plan.done(now.epoch, now.step):
             _logger.warning("rank %d: nothing to do in fit, %s is reached", self.comm.rank, now)
         last_step = plan.last_step(now.epoch, now.batch, now.step)
-        rank = self.comm.rank
 
         def open_log() -> Log:
-            if checkpoint is not None and rank == 0:
-                check_writable(checkpoint)
-            return Log(rank, now.step, last_step, metrics, progress)
+            if self.comm.rank == 0:
+                saving.check_writable()
+            return Log(self.comm.rank, now.step, last_step, metrics, progress)
 
         with on_every_rank(self.comm, open_log) as log:
-            loop.run(self, dataset, plan, checkpoint, log)
+            self.stopped = loop.run(self, loader, plan, saving, log)
         return now.loss
 
     def evaluate(
-        self, dataset: Any, *, batch_size: int = 256, metrics: Metrics | None = None
+        self,
+        dataset: Any,
+        *,
+        batch_size: int = 256,
+        workers: int = 0,
+        worker_context: str = "fork",
+        metrics: Metrics | None = None,
     ) -> dict[str, Any]:
         """Return the mean loss and metrics over a dataset, every sample counted once.
 
@@ -197,6 +207,7 @@ class Trainer(ABC):
         Args:
             dataset: as for `fit`.
             batch_size: samples in a global batch, over all ranks.
+            workers, worker_context: as for `fit`.
             metrics: name → function(output, targets) that returns a mean over its inputs.
 
         Returns:
@@ -212,44 +223,12 @@ class Trainer(ABC):
         metrics = metrics or {}
         self._share_buffers()
         sums = no_sums(metrics)
+        mine = map(self.wanted, batches.in_order(len(dataset), batch_size))
         with evaluating(self.module), self._forward_context():
-            for indices in batches.in_order(len(dataset), batch_size):
-                sums += self._evaluate_batch(*self.fetch(dataset, indices), metrics)
+            for batch in Loader(dataset, workers, worker_context, 0).load(mine):
+                sums += self._evaluate_batch(*batch, metrics)
         self.comm.all_reduce(sums)
         return means(sums, metrics)
-
-    def save(self, directory: str | Path) -> None:
-        """Write model, optimizer, progress and random generators into a folder, atomically.
-
-        Every rank must call this; it returns when everything is on disk.
-
-        Raises:
-            ArgumentError: gradients are pending inside a group of `accumulate` batches.
-            CommError: a rank could not write; raised on all, what was there before is kept.
-        """
-        if self._pending:
-            raise ArgumentError(self._pending_text("save"))
-        self._share_buffers()
-        random = random_state(self.device)
-        save(directory, self.comm, on_host(self._part()), random, asdict(self.progress))
-
-    def load(self, directory: str | Path) -> None:
-        """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
-
-        Every rank must call this and see the folder. Random generators are restored on the ranks
-        that existed when it was saved; a GPU's, if it was saved on one.
-
-        Raises:
-            ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
-                first parameter that does not fit. Raised on every rank; nothing has changed.
-        """
-        saved = self._read(directory)  # nobody changes before everybody has read
-        state, random = saved["part"], saved["random"]
-        self.module.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, self.module, state["optimizer"])
-        self.progress, self._pending = Progress(**saved["progress"]), 0
-        if random is not None:
-            restore_random(random, self.device)
 
     def report(self) -> list[dict[str, Any]]:
         """Return a row for each rank; every rank must call this.
@@ -286,23 +265,3 @@ class Trainer(ABC):
         self._pending = 0
         self.progress.step += 1
         self.progress.loss = loss
-
-    def _read(self, directory: str | Path) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        error = None
-        try:
-            saved = Checkpoint(directory)
-            saved.check(self._expected())
-            state["part"] = saved.read(self.module.state_dict())
-            state["random"] = saved.random(self.comm.rank)
-            state["progress"] = saved.progress
-        except ArgumentError as caught:
-            error = caught
-        raise_together(self.comm, error)
-        return state
-
-    def _pending_text(self, operation: str) -> str:
-        return (
-            f"{operation} after {self._pending} of accumulate={self.accumulate} batches would lose "
-            f"their gradients: call it after the last"
-        )

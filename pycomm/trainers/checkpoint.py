@@ -7,7 +7,7 @@
         index.json               where each tensor lies, its shape and dtype; the progress
 
 A save fills a new folder, every file by way of a temporary one, and every rank says that its part
-is on disk; only then does `latest` change, by a rename, and older saves go. Whatever is killed
+is on disk; only then does `latest` change, by a rename, and the oldest saves go. Whatever is killed
 when, `latest` names a save that is complete. The folder must be visible to all ranks.
 """
 
@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,16 +40,18 @@ def save(
     part: dict[str, Any] | None,
     random: dict[str, Any],
     progress: dict[str, Any],
+    keep: int = 1,
 ) -> None:
     """Write a checkpoint; every rank must call this, and returns when it is complete on disk.
 
     Args:
-        directory: made if need be; what it held before is replaced.
+        directory: made if need be.
         comm: the ranks.
         part: {"model": tensors by full name, "optimizer": state by name}, in the host's memory, or
             None on a rank that has nothing of its own to write.
         random: this rank's random generators.
         progress: plain values; that of rank 0 is written.
+        keep: how many saves stay, this one included; older ones go.
 
     Raises:
         CommError: a rank could not write; raised on every rank, what was there before is kept.
@@ -68,7 +69,7 @@ def save(
         text = json.dumps(index, indent=1).encode()
         write_atomically(root / folder / "index.json", lambda f: f.write(text))
         write_atomically(root / "latest", lambda f: f.write(folder.encode()))
-        _remove_others(root, folder)
+        _remove_old(root, folder, keep)
 
     _together(comm, root, complete, only_rank_0=True)
 
@@ -87,19 +88,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def exists(directory: str | Path) -> bool:
     """Say whether `directory` holds a complete checkpoint."""
     return (Path(directory) / "latest").is_file()
-
-
-def check_writable(directory: str | Path) -> None:
-    """Make the folder of checkpoints if need be; long before the first one is written.
-
-    Raises:
-        ArgumentError: it cannot be written to.
-    """
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise ArgumentError(f"checkpoint={str(directory)!r} cannot be written: {error}") from error
 
 
 class Checkpoint:
@@ -214,10 +202,11 @@ def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _remove_others(root: Path, keep: str) -> None:
-    for folder in root.iterdir():
-        if _SAVE.fullmatch(folder.name) and folder.name != keep:
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove_old(root: Path, newest: str, keep: int) -> None:
+    saves = [f.name for f in root.iterdir() if _SAVE.fullmatch(f.name) and f.name != newest]
+    saves.sort(key=lambda name: [int(part) for part in name.removeprefix("step-").split(".")])
+    for name in saves[: max(0, len(saves) - keep + 1)]:
+        shutil.rmtree(root / name, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -102,9 +102,9 @@ class DataParallelTrainer(Trainer):
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
 
-    def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
+    def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this rank's share of a global batch: its contiguous slice of `indices`."""
-        return batches.fetch(dataset, batches.share(indices, self.comm.rank, self.comm.size))
+        return batches.share(indices, self.comm.rank, self.comm.size)
 
     def update(self, loss: float) -> None:
         """Update the parameters as any trainer does; then compare them, if it is time."""

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pycomm.errors import ArgumentError
 from pycomm.trainers.batches import Plan
+from pycomm.trainers.loading import Loader
 from pycomm.trainers.report import Log
+from pycomm.trainers.saving import Saving
+from pycomm.trainers.stopping import Stop
 
 if TYPE_CHECKING:
     from pycomm.trainers.base import Trainer
 
 
-def run(
-    trainer: Trainer, dataset: Any, plan: Plan, checkpoint: str | Path | None, log: Log
-) -> None:
-    """Train as planned from `trainer.progress` on; save at the end of each epoch and at the end."""
-    now = trainer.progress
-    while not plan.done(now.epoch, now.step):
-        now.order = plan.order
-        for group in plan.groups(now.epoch, now.batch):
-            _step(trainer, dataset, group, log)
-            if plan.done(now.epoch, now.step):
-                break
-        if now.batch >= plan.batches:
-            now.epoch, now.batch = now.epoch + 1, 0
-        if checkpoint is not None:
-            trainer.save(checkpoint)
+def run(trainer: Trainer, loader: Loader, plan: Plan, saving: Saving, log: Log) -> bool:
+    """Train as planned from `trainer.progress` on, and save when it is time.
+
+    Returns:
+        Whether training ended early because a rank was asked to stop; never if nothing is saved.
+    """
+    now, stop = trainer.progress, Stop(trainer.comm)
+    with stop.on_signals(saving.on):
+        while not plan.done(now.epoch, now.step):
+            now.order = plan.order
+            for _ in _steps(trainer, loader, plan, log):
+                if saving.on and stop.agreed():
+                    saving.save(trainer)
+                    return True
+                if saving.due(now.step):
+                    saving.save(trainer)
+                if plan.done(now.epoch, now.step):
+                    break
+            if now.batch >= plan.batches:
+                now.epoch, now.batch = now.epoch + 1, 0
+            if saving.on and not saving.due(now.step):
+                saving.save(trainer)
+    return False
 
 
 def check_position(trainer: Trainer, plan: Plan) -> None:
@@ -47,12 +57,22 @@ def check_position(trainer: Trainer, plan: Plan) -> None:
         )
 
 
-def _step(trainer: Trainer, dataset: Any, group: list[np.ndarray], log: Log) -> None:
-    """Make one update from a group of global batches."""
-    with trainer.meter:
-        losses = [trainer.add(*trainer.fetch(dataset, batch), len(group)) for batch in group]
-        loss = sum(part.total for part in losses) / sum(part.weight for part in losses)
-        trainer.update(loss)
+def _steps(trainer: Trainer, loader: Loader, plan: Plan, log: Log) -> Iterator[None]:
+    """Make the steps that the epoch has left, one for each group of global batches."""
     now = trainer.progress
-    now.batch += len(group)
-    log.step(now.step, now.epoch, loss, sum(map(len, group)))
+    groups = list(plan.groups(now.epoch, now.batch))
+    loaded = loader.load(map(trainer.wanted, chain.from_iterable(groups)))
+    for group in groups:
+        with trainer.meter:
+            loss = _update(trainer, islice(loaded, len(group)), len(group))
+        now.batch += len(group)
+        log.step(now.step, now.epoch, loss, sum(map(len, group)))
+        yield
+
+
+def _update(trainer: Trainer, loaded: Iterator[tuple[Any, Any]], group: int) -> float:
+    """Make one update from a group of global batches; return its mean loss."""
+    losses = [trainer.add(*batch, group) for batch in loaded]
+    loss = sum(part.total for part in losses) / sum(part.weight for part in losses)
+    trainer.update(loss)
+    return loss

@@ -106,11 +106,9 @@ class ModelParallelTrainer(Trainer):
         )
         self._stage = Stage(part, comm, before, self._forward_context)
 
-    def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
-        """Return the whole global batch on the first and last rank, (None, None) elsewhere."""
-        if self._stage.first or self._stage.last:
-            return batches.fetch(dataset, indices)
-        return None, None
+    def wanted(self, indices: np.ndarray) -> np.ndarray:
+        """Return the whole global batch on the first and last rank, nothing of it elsewhere."""
+        return indices if self._stage.first or self._stage.last else indices[:0]
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         batch = self._cut(inputs, targets)

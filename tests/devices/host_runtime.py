@@ -198,9 +198,7 @@ class HostRuntime:
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)
 
-    def array(
-        self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool
-    ) -> Any:
+    def array(self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:
         nbytes = int(np.prod(shape, dtype=int)) * dtype.itemsize
         if as_tensor:
             from tests.devices.host_tensor import laid_into

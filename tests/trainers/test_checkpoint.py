@@ -202,3 +202,23 @@ def test_saving_inside_a_group(tmp_path, data) -> None:
         trainer.fit(data, epochs=1, batch_size=4)
     trainer.step(*data[3:6])
     trainer.save(tmp_path)
+
+
+def test_the_last_checkpoints_stay(tmp_path, data) -> None:
+    make().fit(data, steps=5, batch_size=6, checkpoint=tmp_path, checkpoint_every=2, keep=2)
+    steps = sorted(folder.name for folder in tmp_path.iterdir() if folder.is_dir())
+    assert steps == ["step-00000004", "step-00000005"]
+    assert Checkpoint(tmp_path).progress["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"keep": 0, "checkpoint": "x"}, "keep=0: both must be ≥ 1"),
+        ({"checkpoint_every": 0, "checkpoint": "x"}, "checkpoint_every=0, keep=1: both"),
+        ({"checkpoint_every": 3}, "checkpoint_every=3 needs checkpoint="),
+    ],
+)
+def test_bad_saving(data, wrong, match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        make().fit(data, steps=1, batch_size=6, **wrong)

@@ -1,0 +1,98 @@
+"""Saved: what is written into checkpoints, and read from them; the same for every trainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pycomm.errors import ArgumentError
+from pycomm.parallel.replicate import raise_together
+from pycomm.trainers.checkpoint import Checkpoint, save
+from pycomm.trainers.named_state import on_host, random_state, restore_optimizer, restore_random
+from pycomm.trainers.progress import Progress
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+
+class Saved(ABC):
+    """A trainer's state on disk; see Trainer for the attributes."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    comm: Communicator
+    device: torch.device
+    accumulate: int
+    progress: Progress
+    _pending: int
+
+    @abstractmethod
+    def _part(self) -> dict[str, Any] | None:
+        """Return what this rank writes into a checkpoint, see `checkpoint.save`."""
+
+    @abstractmethod
+    def _expected(self) -> dict[str, tuple[str, list[int]]]:
+        """Return (dtype, shape) of every tensor of the whole model by full name."""
+
+    @abstractmethod
+    def _share_buffers(self) -> None:
+        """Make buffers equal where ranks hold copies of them."""
+
+    def save(self, directory: str | Path, keep: int = 1) -> None:
+        """Write model, optimizer, progress and random generators into a folder, atomically.
+
+        Every rank must call this; it returns when everything is on disk. The last `keep`
+        checkpoints there stay, this one included.
+
+        Raises:
+            ArgumentError: gradients are pending inside a group of `accumulate` batches.
+            CommError: a rank could not write; raised on all, what was there before is kept.
+        """
+        if self._pending:
+            raise ArgumentError(self._pending_text("save"))
+        self._share_buffers()
+        random = random_state(self.device)
+        save(directory, self.comm, on_host(self._part()), random, asdict(self.progress), keep)
+
+    def load(self, directory: str | Path) -> None:
+        """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
+
+        Every rank must call this and see the folder. Random generators are restored on the ranks
+        that existed when it was saved; a GPU's, if it was saved on one.
+
+        Raises:
+            ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
+                first parameter that does not fit. Raised on every rank; nothing has changed.
+        """
+        saved = self._read(directory)  # nobody changes before everybody has read
+        state, random = saved["part"], saved["random"]
+        self.module.load_state_dict(state["model"])
+        restore_optimizer(self.optimizer, self.module, state["optimizer"])
+        self.progress, self._pending = Progress(**saved["progress"]), 0
+        if random is not None:
+            restore_random(random, self.device)
+
+    def _read(self, directory: str | Path) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        error = None
+        try:
+            saved = Checkpoint(directory)
+            saved.check(self._expected())
+            state["part"] = saved.read(self.module.state_dict())
+            state["random"] = saved.random(self.comm.rank)
+            state["progress"] = saved.progress
+        except ArgumentError as caught:
+            error = caught
+        raise_together(self.comm, error)
+        return state
+
+    def _pending_text(self, operation: str) -> str:
+        return (
+            f"{operation} after {self._pending} of accumulate={self.accumulate} batches would lose "
+            f"their gradients: call it after the last"
+        )
