@@ -12,7 +12,9 @@ import torch
 
 import pycomm
 from pycomm.parallel.placement import default_device
+from pycomm.trainers.batches import Plan
 from pycomm.trainers.precision import PRECISIONS
+from pycomm.trainers.rates import RATES, Rates, find_rates
 from pycomm.workloads import data, models
 from pycomm.workloads.task import Task
 
@@ -45,6 +47,11 @@ EVERY = (
     "the run]"
 )
 WORKERS = "Processes that load samples ahead, on each rank."
+RATE = "From --lr down to 0 at the last step, unless constant."
+WARMUP = "Steps in which the learning rate rises to --lr."
+CLIP = "Largest norm of the gradient of all parameters.  [default: no clipping]"
+CHECK_FINITE = "Look at every gradient; name rank and parameter of one that is not finite."
+DETERMINISTIC = "The same bits on every run: refuse torch's operations that may give others."
 POSITIVE = click.IntRange(min=1)
 FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
@@ -62,6 +69,11 @@ FITTING = "[default: fits the data]"
 @click.option("--steps", type=POSITIVE, help="Updates, instead of --epochs.")
 @click.option("--batch-size", type=POSITIVE, help=f"Of all ranks together.  {FITTING}")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help=f"Of AdamW.  {FITTING}")
+@click.option(
+    "--lr-schedule", "rates", type=click.Choice(list(RATES)), default="constant", help=RATE
+)
+@click.option("--warmup", type=click.IntRange(0), default=0, metavar="STEPS", help=WARMUP)
+@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help=CLIP)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of weights and order.")
 @click.option(
     "--accumulate", type=POSITIVE, help="Data parallel: batches per update.  [default: 1]"
@@ -71,6 +83,8 @@ FITTING = "[default: fits the data]"
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
+@click.option("--check-finite", is_flag=True, help=CHECK_FINITE)
+@click.option("--deterministic", is_flag=True, help=DETERMINISTIC)
 @click.option("--checkpoint", type=FOLDER, help="Save here, and resume from what is here.")
 @click.option("--checkpoint-every", type=POSITIVE, metavar="STEPS", help=EVERY)
 @click.option("--keep", type=POSITIVE, default=1, help="How many checkpoints stay.")
@@ -81,14 +95,18 @@ def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None
     if options["epochs"] and options["steps"]:
         raise pycomm.ArgumentError("pass --epochs or --steps, not both")
     comm = pycomm.init()
+    torch.use_deterministic_algorithms(options["deterministic"])
     task = data.load(source)
-    trainer = build_trainer(comm, task, seed, options)
     chosen = options if options["epochs"] or options["steps"] else dataclasses.asdict(task.defaults)
+    until = {"epochs": chosen["epochs"], "steps": chosen["steps"]}
+    size = batch_size or task.defaults.batch_size
+    plan = Plan(len(task.train), size, options["accumulate"] or 1, seed, **until)
+    rates = find_rates(options["lr_schedule"], options["warmup"], plan.last_step(0, 0, 0))
+    trainer = build_trainer(comm, task, seed, rates, options)
     trainer.fit(
         task.train,
-        epochs=chosen["epochs"],
-        steps=chosen["steps"],
-        batch_size=batch_size or task.defaults.batch_size,
+        **until,
+        batch_size=size,
         seed=seed,
         **{name: options[name] for name in FITTED},
     )
@@ -102,7 +120,7 @@ def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None
 
 
 def build_trainer(
-    comm: pycomm.Communicator, task: Task, seed: int, options: dict[str, Any]
+    comm: pycomm.Communicator, task: Task, seed: int, rates: Rates, options: dict[str, Any]
 ) -> pycomm.DataParallelTrainer | pycomm.ModelParallelTrainer:
     """Return the trainer that the options ask for; the same weights on every rank."""
     torch.manual_seed(seed)
@@ -112,19 +130,22 @@ def build_trainer(
         return torch.optim.AdamW([p for _, p in named], lr=options["lr"] or task.defaults.lr)
 
     parts = module, optimizer, task.loss_fn, comm
-    where = {
+    both = {
         "device": options["device"] or default_device(comm),
         "precision": options["precision"],
+        "clip_norm": options["clip_norm"],
+        "check_finite": options["check_finite"],
+        "rates": rates,
     }
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
         return pycomm.ModelParallelTrainer(
-            *parts, microbatches=options["microbatches"] or 4, **where
+            *parts, microbatches=options["microbatches"] or 4, **both
         )
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1, **where)
+    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1, **both)
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pycomm.errors import (
     DivergedError,
     MismatchError,
     MissingError,
+    NonFiniteError,
     RankFailedError,
     UnsupportedError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "MismatchError",
     "MissingError",
     "ModelParallelTrainer",
+    "NonFiniteError",
     "RankFailedError",
     "ReduceOp",
     "UnsupportedError",

@@ -36,6 +36,10 @@ class DivergedError(MismatchError):
     """Replicas of a model that must be equal are not; raised on every rank that holds one."""
 
 
+class NonFiniteError(CommError):
+    """A gradient is infinite or not a number; raised on every rank."""
+
+
 class CommTimeoutError(CommError, TimeoutError):
     """A communicator made no progress for its timeout."""
 

@@ -45,6 +45,8 @@ class DataParallel(nn.Module):
         checksums: every so many backward passes, first compare the parameters of all ranks
             (`backward` raises DivergedError if they differ); 0 does not, None is
             PYCOMM_CHECKSUMS, or 0.
+        check_finite: look at every gradient before it is averaged; `backward` raises
+            NonFiniteError on all ranks, naming rank and parameter, if one is not finite.
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
@@ -60,6 +62,7 @@ class DataParallel(nn.Module):
         bucket_bytes: int = 25 << 20,
         algorithm: str | None = None,
         checksums: int | None = None,
+        check_finite: bool = False,
     ):
         super().__init__()
         check_same_model(module, comm)
@@ -72,6 +75,7 @@ class DataParallel(nn.Module):
             op="avg",
             algorithm=algorithm,
             at_end=_weakly(self, DataParallel._finish_backward),
+            check_finite=check_finite,
         )
         self._reducer.synchronizing_now = True
         copy_from_rank_0(module, comm)

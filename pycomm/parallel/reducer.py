@@ -23,6 +23,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
+from pycomm.parallel.finite import is_finite, raise_if_any
 from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
 
@@ -47,6 +48,7 @@ class Reducer:
         algorithm: of all_reduce; None lets pycomm choose.
         at_end: called when a backward pass that synchronizes has computed all gradients; then no
             `synchronizing` is needed around it.
+        check_finite: look at every gradient before it is reduced.
 
     Attributes:
         unused: names of the parameters that no rank's last group of backward passes reached.
@@ -69,6 +71,7 @@ class Reducer:
         op: str,
         algorithm: str | None,
         at_end: Callable[[], None] | None = None,
+        check_finite: bool = False,
     ):
         if bucket_bytes <= 0:
             raise ArgumentError(f"bucket_bytes={bucket_bytes} must be positive (rank {comm.rank})")
@@ -77,6 +80,7 @@ class Reducer:
         self.hidden = 0.0
         self._bucket_bytes = bucket_bytes
         self._at_end = at_end
+        self._check_finite, self._not_finite = check_finite, set[str]()
         trainable = [(name, p) for name, p in parameters if p.requires_grad]
         self._device = common_device(trainable, comm)
         self._sparse = [SparseGradient(n, p, comm, op) for n, p in trainable if n in sparse]
@@ -117,8 +121,13 @@ class Reducer:
 
         A parameter that has no gradient here but has one elsewhere counts as zeros; one that has
         none anywhere keeps `grad` None, as in one process. Every rank must call this.
+
+        Raises:
+            NonFiniteError: with `check_finite`, a gradient of some rank is not; raised on all.
         """
         self.start_all()
+        if self._check_finite:
+            self._raise_not_finite()
         self._keep_used()
         for bucket, work in zip(self.buckets, self._works):
             work.wait()
@@ -129,6 +138,13 @@ class Reducer:
         self.hidden = sum(b.flat.nbytes for b in self.buckets[: self._early]) / (nbytes or 1)
         self._reset()
         self._reorder()
+
+    def _raise_not_finite(self) -> None:
+        sparse = [g.name for g in self._sparse if not g.is_finite()]
+        names, self._not_finite = [*self._not_finite, *sparse], set()
+        for work in self._works:
+            work.wait()
+        raise_if_any(self.comm, names)
 
     def _keep_used(self) -> None:
         """Give every parameter that some rank used its gradient, and the others none."""
@@ -213,6 +229,8 @@ class Reducer:
         if self.synchronizing_now and number < self._next:
             raise UnsupportedError(self._twice(slot.name))
         slot.collect()
+        if self._check_finite and not is_finite(slot.view):
+            self._not_finite.add(slot.name)
         if not self.synchronizing_now:
             return
         while self._early < self._next and self._works[self._early].done():

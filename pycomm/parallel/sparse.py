@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pycomm.parallel.finite import is_finite
+
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
@@ -33,6 +35,10 @@ class SparseGradient:
     def __init__(self, name: str, parameter: nn.Parameter, comm: Communicator, op: str):
         self.name = name
         self.parameter, self._comm, self._op = parameter, comm, op
+
+    def is_finite(self) -> bool:
+        """Say whether the gradient on this rank, if there is one, is finite."""
+        return self.parameter.grad is None or is_finite(self.parameter.grad)
 
     def reduce(self, scale: float) -> bool:
         """Reduce the gradient, multiply it by `scale`, and say whether any rank has one."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.replicate import check_equal, on_every_rank
@@ -18,8 +19,10 @@ from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import exists
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
 from pycomm.trainers.loading import Loader
+from pycomm.trainers.loss_scale import LossScale
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
+from pycomm.trainers.rates import Rates
 from pycomm.trainers.report import Log, Meter, gpu_memory, print_rows
 from pycomm.trainers.saved import Saved
 from pycomm.trainers.saving import Saving
@@ -59,9 +62,13 @@ class Trainer(Saved):
         weight: Weight | None,
         device: torch.device,
         precision: str,
+        rates: Rates | None,
+        check_finite: bool,
     ):
         check_equal(comm, "accumulate and clip_norm", (accumulate, clip_norm))
-        check_equal(comm, "precision", precision)
+        check_equal(comm, "precision and check_finite", (precision, check_finite))
+        if check_finite and precision == "fp16":
+            raise ArgumentError("check_finite=True with precision='fp16', which leaves them out")
         if not isinstance(accumulate, int) or accumulate < 1:
             raise ArgumentError(f"accumulate={accumulate!r} must be an integer ≥ 1")
         if clip_norm is not None and not clip_norm > 0:
@@ -73,6 +80,7 @@ class Trainer(Saved):
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.optimizer = optimizer(named) if named else None
         self.progress = Progress()
+        self._loss_scale, self._rates = LossScale(precision, self.progress), rates
         self.stopped = False
         self.meter = Meter(comm)
         self._weight = weight or batches.count_samples
@@ -87,8 +95,11 @@ class Trainer(Saved):
         """Add the gradient of one of the `group` global batches of a step; return its loss."""
 
     @abstractmethod
-    def _finish_gradients(self) -> None:
-        """Make `p.grad` the gradient of the step's mean loss, clipped."""
+    def _finish_gradients(self) -> torch.Tensor | None:
+        """Make `p.grad` the gradient of the step's mean loss; return its norm over all ranks.
+
+        None stands for a norm that nobody needs, see `_needs_norm`.
+        """
 
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
@@ -258,10 +269,32 @@ class Trainer(Saved):
         return loss
 
     def update(self, loss: float) -> None:
-        """Update the parameters with the gradients added so far; `loss` is the step's mean."""
-        self._finish_gradients()
-        if self.optimizer is not None:
-            self.optimizer.step()
+        """Update the parameters with the gradients added so far; `loss` is the step's mean.
+
+        With precision="fp16", gradients that overflowed are left out, and the loss scale falls.
+        """
+        norm = self._finish_gradients()
+        if norm is None or self._loss_scale.accepts(float(norm), self.progress):
+            self._clip_and_step(norm)
         self._pending = 0
         self.progress.step += 1
         self.progress.loss = loss
+
+    def _clip_and_step(self, norm: torch.Tensor | None) -> None:
+        if self.optimizer is None:
+            return
+        if self.clip_norm is not None and norm is not None:
+            clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
+        if self._rates is not None:
+            factor = self._rates(self.progress.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.optimizer.step()
+
+    @property
+    def _needs_norm(self) -> bool:
+        return self.clip_norm is not None or self._loss_scale.on
+
+    @property
+    def _scale(self) -> float:
+        return self._loss_scale.of(self.progress)

@@ -20,11 +20,10 @@ from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe, optimizer_state
 from pycomm.trainers.progress import BatchLoss
+from pycomm.trainers.rates import Rates
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
-
-BUCKET_BYTES = 25 << 20
 
 
 class DataParallelTrainer(Trainer):
@@ -53,7 +52,12 @@ class DataParallelTrainer(Trainer):
             `fit` raise DivergedError if they differ); 0 does not, None is PYCOMM_CHECKSUMS, or 0.
         device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
             module is moved there, batches as they come. None: where the module is.
-        precision: "fp32" computes in the dtypes of the parameters, "bf16" by torch.autocast.
+        precision: "fp32" computes in the dtypes of the parameters, "bf16" and "fp16" by
+            torch.autocast; fp16 with a loss scale of its own, see `loss_scale`.
+        rates: step → what the optimizer's learning rates are multiplied by, see `rates`.
+        check_finite: look at every gradient of every rank; `step` and `fit` raise NonFiniteError
+            on all ranks, naming rank and parameter, if one is not finite.
+        bucket_bytes: gradients are reduced in buckets of at most this size.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -74,6 +78,9 @@ class DataParallelTrainer(Trainer):
         checksums: int | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
+        rates: Rates | None = None,
+        check_finite: bool = False,
+        bucket_bytes: int = 25 << 20,
     ):
         place_here = place(module, comm, device)
         move(module, comm, place_here)
@@ -89,14 +96,17 @@ class DataParallelTrainer(Trainer):
             weight=weight,
             device=place_here,
             precision=precision,
+            rates=rates,
+            check_finite=check_finite,
         )
         self._reducer = Reducer(
             module.named_parameters(),
             comm,
             sparse=sparse_parameters(module),
-            bucket_bytes=BUCKET_BYTES,
+            bucket_bytes=bucket_bytes,
             op="sum",
             algorithm=algorithm,
+            check_finite=check_finite,
         )
         self._checksums = Checksums(module, comm, checksums)
         self._unit = 0.0  # k · W(1)
@@ -129,17 +139,19 @@ class DataParallelTrainer(Trainer):
             with self._forward_context():
                 loss = self.loss_fn(self.module(x), t)
             with self._reducer.synchronizing(last):
-                (loss * (weight / self._unit)).backward()
+                (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
         if last:
             self._reducer.start_all()
         samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
-    def _finish_gradients(self) -> None:
-        self._reducer.finish(self._unit / self._total)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+    def _finish_gradients(self) -> torch.Tensor | None:
+        self._reducer.finish(self._unit / self._total / self._scale)
+        if not self._needs_norm:
+            return None
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         if inputs is None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.finite import is_finite, raise_if_any
 from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
 from pycomm.parallel.pipeline import Stage
 from pycomm.parallel.placement import move, place
@@ -23,6 +24,7 @@ from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe, optimizer_state
 from pycomm.trainers.progress import BatchLoss
+from pycomm.trainers.rates import Rates
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -53,7 +55,11 @@ class ModelParallelTrainer(Trainer):
         weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
         device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
             module is moved there, batches as they come. None: where the module is.
-        precision: "fp32" computes in the dtypes of the parameters, "bf16" by torch.autocast.
+        precision: "fp32" computes in the dtypes of the parameters, "bf16" and "fp16" by
+            torch.autocast; fp16 with a loss scale of its own, see `loss_scale`.
+        rates: step → what the optimizer's learning rates are multiplied by, see `rates`.
+        check_finite: look at every gradient of every rank; `step` and `fit` raise NonFiniteError
+            on all ranks, naming rank and parameter, if one is not finite.
 
     Raises:
         ArgumentError: there are more ranks than layers, parts share a parameter, or a value is
@@ -75,6 +81,8 @@ class ModelParallelTrainer(Trainer):
         weight: Weight | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
+        rates: Rates | None = None,
+        check_finite: bool = False,
     ):
         given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
         check_equal(comm, "microbatches, schedule or balance", given)
@@ -103,7 +111,10 @@ class ModelParallelTrainer(Trainer):
             weight=weight,
             device=place_here,
             precision=precision,
+            rates=rates,
+            check_finite=check_finite,
         )
+        self._check_finite = check_finite
         self._stage = Stage(part, comm, before, self._forward_context)
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
@@ -125,7 +136,7 @@ class ModelParallelTrainer(Trainer):
                 return None
             mean = self.loss_fn(output, batch.targets[microbatch])
             losses.append((mean.detach(), weight))
-            return mean * (weight / batch.weight)
+            return mean * (weight / batch.weight * self._scale)
 
         self._stage.run(self._actions(batch), batch.inputs, loss)
         value = np.array([sum(mean.item() * weight for mean, weight in losses)], np.float64)
@@ -144,14 +155,18 @@ class ModelParallelTrainer(Trainer):
         self._stage.run(forwards, batch.inputs, collect)
         return sums
 
-    def _finish_gradients(self) -> None:
-        if self.clip_norm is None:
-            return
-        parameters = list(self.module.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        square = self.comm.all_reduce(np.array([float(norm) ** 2]))
-        whole = torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, whole)
+    def _finish_gradients(self) -> torch.Tensor | None:
+        named = [(n, p.grad) for n, p in self.module.named_parameters() if p.grad is not None]
+        if self._check_finite:
+            raise_if_any(self.comm, [name for name, grad in named if not is_finite(grad)])
+        grads = [grad for _, grad in named]
+        if self._scale != 1.0:
+            torch._foreach_div_(grads, self._scale)
+        if not self._needs_norm:
+            return None
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        square = self.comm.all_reduce(np.array([norm**2]))
+        return torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
 
     def _part(self) -> dict[str, Any] | None:
         state = optimizer_state(self.optimizer, self.module)

@@ -11,7 +11,8 @@ import torch
 
 from pycomm.errors import ArgumentError
 
-PRECISIONS = ("fp32", "bf16")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", *_DTYPES)
 
 
 def forward_context(
@@ -20,17 +21,16 @@ def forward_context(
     """Return what makes the context of a forward pass and its loss.
 
     Args:
-        precision: "fp32" computes in the dtypes of the parameters; "bf16" lets torch.autocast
-            choose bfloat16 where that does well. Parameters, their gradients and the optimizer's
-            state keep their dtype.
+        precision: "fp32" computes in the dtypes of the parameters; "bf16" and "fp16" let
+            torch.autocast choose bfloat16 or float16 where that does well. Parameters, their
+            gradients and the optimizer's state keep their dtype.
         device: where it computes.
 
     Raises:
         ArgumentError: there is no such precision.
     """
     if precision not in PRECISIONS:
-        names = " nor ".join(map(repr, PRECISIONS))
-        raise ArgumentError(f"precision={precision!r} is neither {names}")
+        raise ArgumentError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
     if precision == "fp32":
         return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+    return lambda: torch.autocast(device.type, _DTYPES[precision])

@@ -15,6 +15,8 @@ class Progress:
         batch: global batches of the current epoch that `fit` has completed.
         loss: the mean loss of the last step, None before the first.
         order: what the order of samples in the current epoch depends on.
+        loss_scale: what losses are multiplied by, with precision="fp16".
+        since_overflow: updates since `loss_scale` was last changed.
     """
 
     step: int = 0
@@ -22,6 +24,8 @@ class Progress:
     batch: int = 0
     loss: float | None = None
     order: dict[str, int] = field(default_factory=dict)
+    loss_scale: float | None = None
+    since_overflow: int = 0
 
 
 @dataclass(frozen=True)
