@@ -11,6 +11,7 @@ from pycomm.collectives import Collectives
 from pycomm.config import Config, checked_timeout
 from pycomm.devices.process import is_host
 from pycomm.dispatch import Dispatcher
+from pycomm.errors import UnsupportedError
 from pycomm.guard import guard
 from pycomm.kernels.cpu import CpuKernels
 from pycomm.links import Links
@@ -144,6 +145,24 @@ class Communicator(Collectives, Messages):
         if color is None:
             return None
         return Communicator(self._world, [self._ranks[r] for _, r in members], context)
+
+    def shrink(self) -> Communicator:
+        """Return a Communicator of the ranks that are alive, in their order, after one has died.
+
+        Collective over them: each must call it once it has got RankFailedError. This communicator,
+        and those split from it, cannot be used any more.
+
+        Raises:
+            UnsupportedError: the job ends when a rank dies: it was not started by mpirun --with-ft
+                ulfm; or this communicator has not all ranks of the job.
+        """
+        wire = self._world.wire
+        if self.size != wire.size or wire.size == 1:
+            raise UnsupportedError(
+                f"rank {self.rank}: this communicator has {self.size} of {wire.size} ranks: only "
+                "one of all ranks, of which others are left, can shrink"
+            )
+        return self.from_mpi(wire.shrink(), self.timeout)
 
     def explain(self, kind: str, nbytes: int) -> str:
         """Say which algorithm a collective would use and why, the predicted time, and from what.

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import check_equal, on_every_rank
+from pycomm.errors import ArgumentError, RankFailedError
+from pycomm.parallel.replicate import check_equal
 from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import exists
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
@@ -100,6 +100,10 @@ class Trainer(Saved):
 
         None stands for a norm that nobody needs, see `_needs_norm`.
         """
+
+    def survive(self, error: RankFailedError) -> None:
+        """Go on without the ranks that died, or raise `error`; every survivor must call this."""
+        raise error
 
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
@@ -196,11 +200,10 @@ class Trainer(Saved):
         def open_log() -> Log:
             if self.comm.rank == 0:
                 saving.check_writable()
-            return Log(self.comm.rank, now.step, last_step, metrics, progress)
+            return Log(self.comm.rank, self.progress.step, last_step, metrics, progress)
 
-        with on_every_rank(self.comm, open_log) as log:
-            self.stopped = loop.run(self, loader, plan, saving, log)
-        return now.loss
+        self.stopped = loop.run(self, loader, plan, saving, open_log)
+        return self.progress.loss
 
     def evaluate(
         self,
@@ -269,10 +272,7 @@ class Trainer(Saved):
         return loss
 
     def update(self, loss: float) -> None:
-        """Update the parameters with the gradients added so far; `loss` is the step's mean.
-
-        With precision="fp16", gradients that overflowed are left out, and the loss scale falls.
-        """
+        """Update the parameters with the gradients added so far; `loss` is the step's mean."""
         norm = self._finish_gradients()
         if norm is None or self._loss_scale.accepts(float(norm), self.progress):
             self._clip_and_step(norm)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pycomm.errors import ArgumentError
+from pycomm.errors import ArgumentError, RankFailedError, UnsupportedError
 from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.reducer import Reducer
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, tensors
 from pycomm.parallel.sparse import sparse_parameters
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.named_state import describe, optimizer_state
-from pycomm.trainers.progress import BatchLoss
+from pycomm.trainers.named_state import describe, optimizer_state, restore_optimizer
+from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
+
+_logger = logging.getLogger(__name__)
 
 
 class DataParallelTrainer(Trainer):
@@ -99,16 +103,13 @@ class DataParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
-        self._reducer = Reducer(
-            module.named_parameters(),
-            comm,
-            sparse=sparse_parameters(module),
-            bucket_bytes=bucket_bytes,
-            op="sum",
-            algorithm=algorithm,
-            check_finite=check_finite,
-        )
-        self._checksums = Checksums(module, comm, checksums)
+        self._how: dict[str, Any] = {
+            "bucket_bytes": bucket_bytes,
+            "algorithm": algorithm,
+            "check_finite": check_finite,
+        }
+        self._checksums_every = checksums
+        self._connect()
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
 
@@ -120,6 +121,47 @@ class DataParallelTrainer(Trainer):
         """Update the parameters as any trainer does; then compare them, if it is time."""
         super().update(loss)
         self._checksums.after(self.progress.step)
+
+    def survive(self, error: RankFailedError) -> None:
+        """Go on without the ranks that died; the gradients of the step under way are lost.
+
+        Every survivor must call this. The newest state of any of them becomes that of all.
+
+        Raises:
+            RankFailedError: `error`, if the job does not outlive the death of a rank.
+        """
+        try:
+            self.comm = self.comm.shrink()
+        except UnsupportedError:
+            raise error from None
+        self.meter.comm, self._pending = self.comm, 0
+        self._connect()
+        steps = self.comm.all_gather_object(self.progress.step)
+        if len(set(steps)) > 1:
+            self._copy_state(steps.index(max(steps)))
+        if self.comm.rank == 0:
+            text = "%s; %d ranks go on from step %d"
+            _logger.warning(text, error, self.comm.size, self.progress.step)
+
+    def _connect(self) -> None:
+        """Make what a communicator's ranks do together."""
+        self._reducer = Reducer(
+            self.module.named_parameters(),
+            self.comm,
+            sparse=sparse_parameters(self.module),
+            op="sum",
+            **self._how,
+        )
+        self._checksums = Checksums(self.module, self.comm, self._checksums_every)
+
+    def _copy_state(self, root: int) -> None:
+        """Take over parameters, buffers, optimizer state and progress of a rank."""
+        for _, tensor in tensors(self.module):
+            self.comm.broadcast(tensor, root)
+        mine = optimizer_state(self.optimizer, self.module), asdict(self.progress)
+        state, progress = self.comm.broadcast_object(mine, root)
+        restore_optimizer(self.optimizer, self.module, state)
+        self.progress = Progress(**progress)
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         weight = self._share_weight(inputs, targets)

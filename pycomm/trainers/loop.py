@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from pycomm.errors import ArgumentError
+from pycomm.errors import ArgumentError, RankFailedError
+from pycomm.parallel.replicate import on_every_rank
 from pycomm.trainers.batches import Plan
 from pycomm.trainers.loading import Loader
 from pycomm.trainers.report import Log
@@ -17,12 +18,25 @@ if TYPE_CHECKING:
     from pycomm.trainers.base import Trainer
 
 
-def run(trainer: Trainer, loader: Loader, plan: Plan, saving: Saving, log: Log) -> bool:
+def run(
+    trainer: Trainer, loader: Loader, plan: Plan, saving: Saving, open_log: Callable[[], Log]
+) -> bool:
     """Train as planned from `trainer.progress` on, and save when it is time.
+
+    If ranks die and the trainer can go on without them, the step under way is made again.
 
     Returns:
         Whether training ended early because a rank was asked to stop; never if nothing is saved.
     """
+    while True:
+        with on_every_rank(trainer.comm, open_log) as log:
+            try:
+                return _epochs(trainer, loader, plan, saving, log)
+            except RankFailedError as error:
+                trainer.survive(error)
+
+
+def _epochs(trainer: Trainer, loader: Loader, plan: Plan, saving: Saving, log: Log) -> bool:
     now, stop = trainer.progress, Stop(trainer.comm)
     with stop.on_signals(saving.on):
         while not plan.done(now.epoch, now.step):
@@ -63,9 +77,12 @@ def _steps(trainer: Trainer, loader: Loader, plan: Plan, log: Log) -> Iterator[N
     groups = list(plan.groups(now.epoch, now.batch))
     loaded = loader.load(map(trainer.wanted, chain.from_iterable(groups)))
     for group in groups:
-        with trainer.meter:
-            loss = _update(trainer, islice(loaded, len(group)), len(group))
-        now.batch += len(group)
+        step = now.step
+        try:
+            with trainer.meter:
+                loss = _update(trainer, islice(loaded, len(group)), len(group))
+        finally:
+            now.batch += len(group) * (now.step - step)
         log.step(now.step, now.epoch, loss, sum(map(len, group)))
         yield
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pycomm import _native
 from pycomm.config import Config
+from pycomm.errors import UnsupportedError
 from pycomm.transport.wire import WireRequest
 
 _lock = threading.RLock()
@@ -179,6 +180,23 @@ class MpiWire:
             ranks: list[int] = group.Translate_ranks(None, self._group)
             group.Free()
         return ranks
+
+    def shrink(self) -> Any:
+        """Return an MPI communicator of the processes that are alive; collective over them.
+
+        Messages of this wire fail from then on, also those that others wait for.
+
+        Raises:
+            UnsupportedError: this job does not outlive the death of a process.
+        """
+        if not self._outlives:
+            raise UnsupportedError(
+                f"{self.library} ends the job when a process dies: start it with Open MPI 5 and "
+                "mpirun --with-ft ulfm"
+            )
+        with _lock:
+            self._comm.Revoke()
+            return self._comm.Shrink()
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
