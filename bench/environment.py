@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,12 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = match[1] if match else platform.machine()
     return f"{name}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def results_folder(processor: str) -> Path:
+    """Return where results of this day on a machine with this processor go."""
+    name = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
+    return ROOT / "bench" / "results" / f"{date.today()}-{name}"
 
 
 def spans(cores: list[int]) -> str:

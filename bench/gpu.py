@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pycomm
+from bench.environment import results_folder
+from pycomm.devices import process
 from pycomm.devices.base import Runtime
 from pycomm.devices.process import process_device
 from pycomm.errors import MissingError
@@ -34,7 +38,8 @@ class Part:
 class Gpu:
     """A rank's GPU, the one that pycomm uses; on the stream that is current when this is made.
 
-    Arrays are torch tensors where torch has the GPU, too; else CuPy's.
+    Unless the process uses one already, node-mate k takes GPU k modulo their number. Arrays are
+    torch tensors where torch has the GPU, too; else CuPy's.
 
     Raises:
         MissingError: there is none, or CuPy is not installed; in one sentence.
@@ -42,6 +47,7 @@ class Gpu:
 
     def __init__(self, comm: pycomm.Communicator):
         self._comm = comm
+        _take_gpu(comm.local.rank)
         self.runtime: Runtime = process_device().runtime
         self.has_tensors = _torch_has_gpus()
         self.stream = self.runtime.stream(self.has_tensors)
@@ -88,6 +94,15 @@ def described(identities: Sequence[str]) -> str:
     return f"{len(set(identities))} for {len(identities)} rank(s): {_name()}"
 
 
+def results() -> Path:
+    """Return the folder for results of this day on a machine with this GPU.
+
+    Raises:
+        MissingError: there is none.
+    """
+    return results_folder(gpu_name(import_cupy()).split(",")[0])
+
+
 def gpu_name(cupy: Any) -> str:
     """Return the current GPU's name, memory and driver."""
     runtime = cupy.cuda.runtime
@@ -105,9 +120,22 @@ def _name() -> str:
         return STAND_IN
 
 
+def _take_gpu(place: int) -> None:
+    if process._device is None:
+        runtime = import_cupy().cuda.runtime
+        runtime.setDevice(place % runtime.getDeviceCount())
+
+
 def _torch_has_gpus() -> bool:
     try:
         import torch
     except ImportError:
         return False
     return bool(torch.cuda.is_available())
+
+
+if __name__ == "__main__":
+    try:
+        print(results())
+    except MissingError as error:
+        sys.exit(f"Error: {error}")

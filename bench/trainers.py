@@ -65,7 +65,8 @@ def described_run(ranks: Ranks, device: str) -> dict[str, Any]:
     gpus = None
     if device == "cuda":
         gpus = described(ranks.gathered(opened_gpu(ranks).runtime.identity))
-    return environment.describe(ranks, [], {}, gpus)
+    peers = [v.name for v in VARIANTS.values() if v.competes]
+    return environment.describe(ranks, peers, {}, gpus)
 
 
 def run(ranks: Ranks, meta: dict[str, Any], chosen: dict[str, Any]) -> list[Trained]:
