@@ -27,7 +27,8 @@ from pycomm.work import Handed, Work
 from pycomm.world import World
 
 Part = Callable[..., Any]
-"""Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
+"""Part(job, out, algorithm=None) runs one collective of several, and returns its result: on a GPU,
+its Work, for it may run on a thread that has not the caller's stream."""
 
 
 class Dispatcher:
@@ -146,12 +147,8 @@ class Dispatcher:
         if self.closed:
             return total
         if isinstance(self.transport, SharedMemory):
-            for kind, (
-                operations,
-                nbytes,
-                busy_s,
-                idle_s,
-            ) in self.transport.quick.quick_counts.items():
+            counts = self.transport.quick.quick_counts
+            for kind, (operations, nbytes, busy_s, idle_s) in counts.items():
                 total.operations += operations
                 total.busy_s += busy_s
                 total.idle_s += idle_s
@@ -228,7 +225,12 @@ class Dispatcher:
         return run(site)
 
     def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
-        return self._run(job, self._prepare(job, name, None), out, site)
+        if job.device == HOST:
+            return self._run(job, self._prepare(job, name, None), out, site)
+        self.on_device.check(job)
+        if not self.on_device.is_connected:
+            self._connect_devices(job, site)
+        return self.on_device.work(job, self._enqueuing(job, True, name)(site), out)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         def act() -> None:
@@ -245,8 +247,18 @@ class Dispatcher:
         on_device.check(job)
         if not on_device.is_connected:
             self._in_turn(lambda site: self._connect_devices(job, site), False)
-        choose = partial(self.choose, job.kind, name=name, order=order)
-        chosen = on_device.algorithm(job, name, choose)
+        enqueue = self._enqueuing(job, async_op, name, order)
+        if async_op and on_device.is_staged:
+            return self._in_turn(lambda site: on_device.work(job, enqueue(site), out), True)
+        event = self._in_turn(enqueue, False)
+        return on_device.work(job, event, out) if async_op else returned(job.output, out)
+
+    def _enqueuing(
+        self, job: Job, async_op: bool, name: str | None, order: str | None = None
+    ) -> Callable[[str | None], Any]:
+        """Return what enqueues a collective behind what the caller's stream has now."""
+        on_device = self.on_device
+        chosen = on_device.algorithm(job, name, partial(self.choose, job.kind, order=order))
         label = on_device.label(chosen)
         job.fingerprint = fingerprint(job, label.name)
         start = on_device.prepared(job, async_op)
@@ -257,10 +269,7 @@ class Dispatcher:
             self._count(job, label)
             return event
 
-        begun = self._in_turn(run, async_op and on_device.is_staged)
-        if not async_op:
-            return returned(job.output, out)
-        return on_device.work(job, begun, out)
+        return run
 
     def _connect_devices(self, job: Job, site: str | None) -> None:
         """Find out how ranks reach each other's GPUs, as a part of their first collective."""

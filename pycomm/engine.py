@@ -38,7 +38,7 @@ class Engine:
 
     def busy(self) -> bool:
         """Say whether an operation is waiting or running."""
-        return self._last is not None and not self._last.done()
+        return self._last is not None and not self._last.has_run
 
     def close(self) -> None:
         """End the thread once all operations are done."""

@@ -18,7 +18,7 @@ from pycomm.arrays import View, array_of, is_tensor, place_name
 from pycomm.device_levels import Levels
 from pycomm.devices.process import check_device, process_device
 from pycomm.devices.topology import mode
-from pycomm.devices.work import StagedWork, StreamWork
+from pycomm.devices.work import StreamWork
 from pycomm.errors import ArgumentError, CommError, MismatchError
 from pycomm.kernels.base import Kernels
 from pycomm.opening import agree, compare, exchange_notes, gather_rows
@@ -28,7 +28,6 @@ from pycomm.transport.job import Job
 from pycomm.transport.staged import Staged
 from pycomm.tuning import Choice
 from pycomm.types import DTYPES
-from pycomm.work import Work
 
 _BYTES = DTYPES["uint8"]
 _GPU_BYTES = 256
@@ -222,14 +221,14 @@ class OnDevice:
 
         Args:
             name: what the caller asked for, if anything.
-            choose: returns the hosts' choice for `nbytes`.
+            choose: returns the hosts' choice for `nbytes` and `name`.
 
         Raises:
             ArgumentError: one was asked for that does not exist.
         """
         if isinstance(self._transport, Staged):
             nbytes = min(job.nbytes, self._transport.segment_bytes)
-            return choose(nbytes=nbytes).algorithm
+            return choose(nbytes=nbytes, name=name).algorithm
         if name is not None:
             raise ArgumentError(
                 f"algorithm={name!r} does not exist for arrays on GPUs that reach each other: "
@@ -260,20 +259,15 @@ class OnDevice:
 
         return start
 
-    def work(self, job: Job, begun: Any, out: Any) -> Work:
-        """Return the Work of a collective that was enqueued, or that an engine will enqueue.
+    def work(self, job: Job, event: Any, out: Any) -> StreamWork:
+        """Return the Work of a collective that was enqueued.
 
         Args:
-            begun: its event, or the engine's Work that returns that.
             out: the caller's array for the result, None for job.output's own.
         """
-        result = array_of(job.output, out)
         packed = job.output if out is not None and job.output.packed else None
-
-        def of(event: Any) -> StreamWork:
-            return StreamWork(process_device().runtime, event, result, packed, of_torch(job))
-
-        return StagedWork(begun, of) if self.is_staged else of(begun)
+        result = array_of(job.output, out)
+        return StreamWork(process_device().runtime, event, result, packed, of_torch(job))
 
     def close(self) -> None:
         """Wait for asynchronous collectives."""

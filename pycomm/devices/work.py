@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from pycomm.arrays import View, unpack
 from pycomm.devices.base import Runtime
@@ -75,63 +74,3 @@ class StreamWork:
                 time.sleep(_LOOK_S)
         if error := self.exception():
             raise error
-
-
-class Enqueuing(Protocol):
-    """What a thread of the host does until the last part of an operation is enqueued."""
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Return what it returned, or raise what it raised."""
-
-    def done(self) -> bool:
-        """Say whether it is complete, also if it failed."""
-
-    def exception(self) -> BaseException | None:
-        """Return what it failed with; None if it has not."""
-
-
-class StagedWork:
-    """Work of the hosts that a GPU completes; its arrays belong to pycomm as those of StreamWork.
-
-    Args:
-        hosts: the hosts' part, which returns an event.
-        last: makes the GPU's part from that.
-    """
-
-    def __init__(self, hosts: Enqueuing, last: Callable[[Any], StreamWork]):
-        self._hosts = hosts
-        self._make = last
-        self._last: StreamWork | None = None
-
-    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
-        """Wait for the hosts' part; then let the current stream wait, and return the result.
-
-        Args:
-            timeout: seconds that the host waits; None as long as the communicator's timeout allows.
-            host: let the host wait for the GPU, too.
-
-        Raises:
-            CommError: the hosts' part failed.
-            CommTimeoutError: not complete in time; the operation goes on.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        self._hosts.wait(timeout)
-        left = None if end is None else max(0.0, end - time.monotonic())
-        return self._of_gpu().wait(left, host=host)
-
-    def done(self) -> bool:
-        """Say whether the operation is complete, also if it failed."""
-        if not self._hosts.done():
-            return False
-        return self._hosts.exception() is not None or self._of_gpu().done()
-
-    def exception(self) -> BaseException | None:
-        """Return what the operation failed with; None if it has not."""
-        if not self._hosts.done():
-            return None
-        return self._hosts.exception() or self._of_gpu().exception()
-
-    def _of_gpu(self) -> StreamWork:
-        if self._last is None:
-            self._last = self._make(self._hosts.wait())
-        return self._last

@@ -176,7 +176,7 @@ def test_a_result_that_nobody_wants_is_kept_until_it_is_written(comm):
         out = ordinary(dev, np.zeros((dev.size, 50)))
         kept, x = weakref.ref(out), ordinary(dev, np.ones(50))
         work = dev.all_gather(x, out, async_op=True)
-        work._hosts.wait()
+        work._finished.wait()
         del out, work
         gc.collect()
         assert kept() is not None
