@@ -46,8 +46,8 @@ class Levels(Staged):
     3. The chunk is rounded, once; on every host an all_gather between the GPUs collects the chunks.
 
     So 1/m of the array goes through each host's memory a rank, where staging alone takes all of it.
-    What fails on a rank in a step is told to those with which it does the next: in the end to all.
-    After step 1 the ranks of its host know already, and meet no more: they could not.
+    What fails on a rank in a step is told to those with which it does the next, and after the last
+    to all. After step 1 the ranks of its host know already, and meet no more: they could not.
     """
 
     def __init__(self, device: Device, ranks: Transport):
@@ -65,33 +65,45 @@ class Levels(Staged):
         super().connect(meeting, memory)
         self._across.connect(meeting, memory)
 
-    def run(self, job: Job, meeting: Any, caller: Stream, ready: Any, asynchronous: bool) -> Any:
-        """Do a collective, as Staged.run does."""
-        if job.kind != "all_reduce" or meeting.order != "hierarchical" or not job.output.count:
-            return super().run(job, meeting, caller, ready, asynchronous)
-        try:
-            self._all_reduce(job, meeting, caller, ready)
-        except BaseException:
-            self._settle()
-            raise
-        return self._finished(self._stream, job, caller, asynchronous)
-
     def close(self) -> None:
         """Wait for all copies, and let go of the arrays and of the slots."""
         self._across.close()
         self._on_host.close()
         super().close()
 
-    def _all_reduce(self, job: Job, hosts: AllHosts, caller: Stream, ready: Any) -> None:
-        on_host, across, stream = hosts.on_host(), hosts.across(), self._stream
+    def _enqueue(self, job: Job, meeting: Any, caller: Stream, ready: Any) -> Stream:
+        if job.kind != "all_reduce" or meeting.order != "hierarchical" or not job.output.count:
+            return super()._enqueue(job, meeting, caller, ready)
         counts = chunk_counts(job.output.count, self._on_host.size)
-        mine, wide = counts[self._on_host.rank], job.dtype.partial
-        with hosts.told():
-            self._begin(job, caller, ready, stream)
+        mine = counts[self._on_host.rank]
+        with meeting.told():
+            self._begin(job, caller, ready, self._stream)
             source = self._as_partials(job)
-            sums, rounded = self._room(mine, wide), self._room(mine, job.dtype)
-        hosts.open(_NOTHING)
-        hosts.meet()
+            rooms = self._room(mine, job.dtype.partial), self._room(mine, job.dtype)
+        meeting.open(_NOTHING)
+        meeting.meet()
+        with meeting.told():
+            self._all_reduce(job, meeting, counts, source, *rooms)
+        return self._stream
+
+    def _all_reduce(
+        self,
+        job: Job,
+        hosts: AllHosts,
+        counts: tuple[int, ...],
+        source: View,
+        sums: View,
+        rounded: View,
+    ) -> None:
+        """Do the three steps.
+
+        Args:
+            counts: of the chunks.
+            source: the input as partial sums.
+            sums: room for this rank's chunk as such.
+            rounded: room for it in the type of the array.
+        """
+        on_host, across, stream, wide = hosts.on_host(), hosts.across(), self._stream, sums.dtype
         op = job.op if source is job.input and job.op.name == "premul_sum" else plain(job.op)
         with across.told():
             part = Job("reduce_scatter", wide, source, sums, counts, op)
@@ -100,7 +112,6 @@ class Levels(Staged):
         with on_host.told():
             total = Job("all_reduce", wide, sums, sums, op=plain(job.op))
             self._across.run(total, across, stream, self._across.after(stream), False)
-            across.check()
             with self._runtime.on(stream):
                 views = self._device_view(sums), self._device_view(rounded)
                 self._runtime.kernels.finish(*views, job.dtype, job.op, self.size)

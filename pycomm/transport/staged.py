@@ -9,7 +9,7 @@ of each, by any algorithm. There are three slots for segments, so that three are
 1. The hosts meet, and compare the call, while segment 0 comes down.
 2. For every segment, each host waits until it is down, and has ordered the next one by then; the
    hosts do their collective of it; its result is ordered up.
-3. The caller's stream waits for the last copy up.
+3. The caller's stream waits for the last copy up; the hosts meet, for what failed since.
 
 A segment may go down into a slot when the one that had it is up again: the stream of copies down
 waits for that, and a host that waits for the copy down knows both.
@@ -103,12 +103,16 @@ class Staged:
         Returns:
             An event that is done when the collective is; None if the caller's stream has it.
         """
+        event = None
         try:
-            _Call(self, job, meeting).run(caller, ready)
+            last = self._enqueue(job, meeting, caller, ready)
+            with meeting.told():
+                event = self._finished(last, job, caller, asynchronous)
+            meeting.meet()
         except BaseException:
             self._settle()
             raise
-        return self._finished(self._up, job, caller, asynchronous)
+        return event
 
     def close(self) -> None:
         """Wait for all copies, and let go of the arrays and of the slots."""
@@ -119,11 +123,13 @@ class Staged:
                 self._runtime.unpin(slot.ctypes.data)
         self._sources, self._targets = [], []
 
-    def _begin(self, job: Job, caller: Stream, ready: Any, *streams: Stream) -> None:
-        """Put what these streams do behind all that the caller enqueued before the call.
+    def _enqueue(self, job: Job, meeting: Any, caller: Stream, ready: Any) -> Stream:
+        """Do what `run` does, and return the stream that the last of it is on."""
+        _Call(self, job, meeting).run(caller, ready)
+        return self._up
 
-        Symmetric memory is in use on the last of them, and on the caller's.
-        """
+    def _begin(self, job: Job, caller: Stream, ready: Any, *streams: Stream) -> None:
+        """Put what these streams do behind all that the caller enqueued before the call."""
         while self._kept and self._runtime.query(self._kept[0][0]):
             self._kept.popleft()
         if isinstance(ready, CommError):
@@ -132,7 +138,6 @@ class Staged:
             self._runtime.wait(stream, ready)
         for x in (job.input, job.output):
             if place := self._slabs.find(x.address, x.nbytes):
-                self._slabs.note_use(place, streams[-1])
                 self._slabs.note_use(place, caller)
 
     def _finished(self, stream: Stream, job: Job, caller: Stream, asynchronous: bool) -> Any:

@@ -7,14 +7,20 @@ import re
 import threading
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 
 import pycomm
-from pycomm.devices.base import DeviceError
+from pycomm.devices.base import DeviceError, Stream
+from pycomm.on_device import HostMeeting
+from pycomm.transport.job import Job
+from pycomm.transport.staged import SLOTS
 from tests.devices.host_array import HostArray
 from tests.mpi.devices import apart, ordinary, runtime, several, symmetric, transport_of
+
+PATIENCE_S = 10.0
 
 
 @pytest.fixture
@@ -68,6 +74,39 @@ def test_without_its_waits_results_would_be_wrong(comm, missing, monkeypatch):
                 patch.setattr(runtime(), "synchronize", lambda e: None if e in downs else real(e))
             wrong = wrong_results(dev, used)
         assert comm.all_reduce(np.array([wrong]))[0] > 0
+
+
+def test_a_segment_comes_down_and_one_goes_up_while_the_hosts_are_between(comm, monkeypatch):
+    """By the order of events: hosts begin with one, one comes down, one goes up, the hosts end."""
+    several(comm)
+    with apart(comm) as dev:
+        dev.all_reduce(ordinary(dev, np.ones(3)))
+        transport, x = transport_of(dev), ordinary(dev, np.full(3000, dev.rank + 1.0))
+        segments = x.nbytes // transport.segment_bytes + 1
+        at_hosts, down, up = ([threading.Event() for _ in range(segments)] for _ in range(3))
+        copy, collective = runtime().copy, HostMeeting.collective
+        copied, begun = {transport._down: iter(down), transport._up: iter(up)}, iter(at_hosts)
+
+        def copy_in_order(target: int, source: int, nbytes: int, stream: Stream) -> None:
+            event = next(copied[stream])
+            if event in up[:-1]:
+                stream.owner.put(lambda: at_hosts[up.index(event) + 1].wait(PATIENCE_S))
+            copy(target, source, nbytes, stream)
+            stream.owner.put(event.set)
+
+        def collective_in_order(meeting: HostMeeting, job: Job) -> None:
+            event = next(begun)
+            event.set()
+            for other in (*down[at_hosts.index(event) + 1 :][:1], *up[: at_hosts.index(event)]):
+                assert other.wait(PATIENCE_S)
+            collective(meeting, job)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime(), "copy", copy_in_order)
+            patch.setattr(HostMeeting, "collective", collective_in_order)
+            dev.all_reduce(x, order="rank")
+        assert segments > SLOTS + 1 and (x.get() == dev.size * (dev.size + 1) // 2).all()
+        assert all(event.is_set() for event in (*down, *at_hosts, *up))
 
 
 def test_work_is_done_behind_the_callers_back(comm):
@@ -228,22 +267,30 @@ def test_different_calls_are_named_on_every_rank(one, call):
         device_sum(one)
 
 
-@pytest.mark.parametrize("what", ["copy", "synchronize", "record"])
-@pytest.mark.parametrize("when", [1, 4])
-def test_what_fails_on_one_rank_is_told_on_all(one, what, when, monkeypatch):
-    several(one)
-    device_sum(one)
-    last, calls = one.size - 1, iter(range(1000))
-    x, real = ordinary(one, np.ones(5000)), getattr(runtime(), what)
+FAILURES = [("copy", 5000), ("synchronize", 5000), ("record", 5000), ("record", 0)]
 
-    def refuse(*arguments: object) -> None:
-        if next(calls) + 1 == when:
+
+@pytest.mark.parametrize(("what", "count"), FAILURES)
+@pytest.mark.parametrize("when", ["first", "fourth", "last"])
+def test_what_fails_on_one_rank_is_told_on_all(one, what, count, when, monkeypatch):
+    several(one)
+    x, last = ordinary(one, np.ones(count)), one.size - 1
+    one.all_reduce(x)
+    done, real = [0], getattr(runtime(), what)
+
+    def refuse_at(number: int, *arguments: object) -> None:
+        done[0] += 1
+        if done[0] == number:
             raise DeviceError(f"no {what} today")
         real(*arguments)
 
     with monkeypatch.context() as patch:
+        patch.setattr(runtime(), what, partial(refuse_at, -1))
+        one.all_reduce(x)
+        number = {"first": 1, "fourth": min(4, done[0]), "last": done[0]}[when]
+        done[0] = 0
         if one.rank == last:
-            patch.setattr(runtime(), what, refuse)
+            patch.setattr(runtime(), what, partial(refuse_at, number))
         own = f"no {what} today" if one.rank == last else f"rank {last}: no {what} today"
         with pytest.raises(pycomm.CommError, match=own):
             one.all_reduce(x)
