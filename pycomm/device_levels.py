@@ -61,7 +61,7 @@ class Levels(Staged):
         self._streams.append(self._stream)
 
     def connect(self, meeting: Meeting, memory: Memory) -> None:
-        """Allocate the slots, on all ranks or none."""
+        """Allocate the slots, as Staged.connect does."""
         super().connect(meeting, memory)
         self._across.connect(meeting, memory)
 

@@ -213,7 +213,11 @@ class OnDevice:
             staged: Staged = Levels(device, ranks)
         else:
             staged = Staged(device, self._rank, self._size)
-        staged.connect(meeting, meeting.host_memory)
+        try:
+            staged.connect(meeting, meeting.host_memory)
+        except BaseException:
+            staged.close()
+            raise
         self._transport = staged
 
     def algorithm(self, job: Job, name: str | None, choose: Callable[..., Choice]) -> Algorithm:

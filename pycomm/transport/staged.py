@@ -74,12 +74,13 @@ class Staged:
         """Until an asynchronous collective is done nobody may reuse its arrays."""
 
     def connect(self, meeting: Meeting, memory: Memory) -> None:
-        """Allocate the slots, on all ranks or none."""
+        """Allocate the slots; if that fails on one rank, all raise, and are to close this."""
         with meeting.told():
             for slots in (self._sources, self._targets):
                 for _ in range(SLOTS):
-                    slots.append(memory(self.segment_bytes))
-                    self._runtime.pin(slots[-1].ctypes.data, self.segment_bytes)
+                    slot = memory(self.segment_bytes)
+                    self._runtime.pin(slot.ctypes.data, self.segment_bytes)
+                    slots.append(slot)
         meeting.meet()
 
     def after(self, caller: Stream) -> Any:
