@@ -57,12 +57,14 @@ class Staged:
 
     Attributes:
         segment_bytes: the size of a slot.
+        segments: how many there were in all calls; they take the slots in turn.
     """
 
     def __init__(self, device: Device, rank: int, size: int):
         self.rank = rank
         self.size = size
         self.segment_bytes = max(min(device.segment_bytes, SEGMENT_BYTES), _LARGEST_ITEM * size)
+        self.segments = 0
         self._slabs = device.slabs
         self._runtime = runtime = device.runtime
         self._down, self._up = self._streams = [runtime.new_stream() for _ in range(2)]
@@ -175,6 +177,8 @@ class _Call:
         chunks = [c for c in (*down, *up) if c]
         self._step = staged.segment_bytes // max(map(len, chunks)) // job.dtype.itemsize
         self._segments = -(-max(map(max, chunks)) // self._step)
+        self._first = staged.segments
+        staged.segments += self._segments
 
     def run(self, caller: Stream, ready: Any) -> None:
         """Do all but wait for the last copies up."""
@@ -186,7 +190,7 @@ class _Call:
         for k in range(self._segments):
             with hosts.told():
                 self._copy_down(k + 1)
-                self._runtime.synchronize(staged._is_down[k % SLOTS])
+                self._runtime.synchronize(staged._is_down[self._slot(k)])
             hosts.collective(self._of_hosts(k))
             with hosts.told():
                 self._copy_up(k)
@@ -194,8 +198,11 @@ class _Call:
     def _segment(self, k: int) -> Segment:
         return Segment(k * self._step, (k + 1) * self._step)
 
+    def _slot(self, k: int) -> int:
+        return (self._first + k) % SLOTS
+
     def _of_hosts(self, k: int) -> Job:
-        staged, slot = self._staged, k % SLOTS
+        staged, slot = self._staged, self._slot(k)
         memory = staged._sources[slot], staged._targets[slot]
         return on_host(self._job, staged.rank, self._parts, self._segment(k), *memory)
 
@@ -203,7 +210,7 @@ class _Call:
         """Copy a segment to the host, if there is one, once what was in its slot is up."""
         if k >= self._segments:
             return
-        staged, slot, item = self._staged, k % SLOTS, self._job.dtype.itemsize
+        staged, slot, item = self._staged, self._slot(k), self._job.dtype.itemsize
         self._runtime.wait(staged._down, staged._is_up[slot])
         array, memory = source_of(self._job).address, staged._sources[slot].ctypes.data
         for run in self._segment(k).runs(self._chunks_down):
@@ -213,7 +220,7 @@ class _Call:
 
     def _copy_up(self, k: int) -> None:
         """Copy the result of a segment to the GPU."""
-        staged, slot, item = self._staged, k % SLOTS, self._job.dtype.itemsize
+        staged, slot, item = self._staged, self._slot(k), self._job.dtype.itemsize
         slots = staged._sources if self._job.kind in IN_PLACE else staged._targets
         array, memory = self._job.output.address, slots[slot].ctypes.data
         for run in self._segment(k).runs(self._chunks_up):

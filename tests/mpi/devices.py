@@ -45,6 +45,7 @@ def doubles(
         yield other
     finally:
         other.close()
+        runtime.end()
         process.use(before)
         HostArray.runtime = runtime_before
 
