@@ -100,6 +100,7 @@ class HostRuntime:
         self._peers = peers
         self._free = capacity
         self._events = HostEvents()
+        self._streams: list[HostStream] = []
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
@@ -128,6 +129,11 @@ class HostRuntime:
         if self.current.failure:
             raise self.current.failure
 
+    def end(self) -> None:
+        """End all streams: reports of late ranks show every thread there is."""
+        for stream in self._streams:
+            stream.end()
+
     # ---- Runtime
 
     def stream(self, of_torch: bool = False) -> Stream:
@@ -135,6 +141,7 @@ class HostRuntime:
 
     def new_stream(self) -> Stream:
         stream = HostStream(next(self._seeds), self._delay_s)
+        self._streams.append(stream)
         return Stream(id(stream), stream)
 
     @contextlib.contextmanager
