@@ -6,7 +6,6 @@ import ctypes
 import gc
 import re
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import torch
@@ -26,9 +25,11 @@ class Footprint(Protocol):
 
     nbytes: int | None
 
-    def __enter__(self) -> Footprint: ...
+    def __enter__(self) -> Footprint:
+        """Note what is there."""
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        """Note the peak."""
 
 
 class OnHost:
@@ -43,12 +44,7 @@ class OnHost:
         self._known = _forget_peak()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._known:
             self.nbytes = max(0, _kilobytes("VmHWM") - self._before) * 1024
 
@@ -66,12 +62,7 @@ class OnGpu:
         self._slabs = process_device().slabs.nbytes
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         torch.cuda.synchronize()
         slabs = process_device().slabs.nbytes - self._slabs
         self.nbytes = torch.cuda.max_memory_allocated() - self._before + slabs
