@@ -77,6 +77,7 @@ class HostRuntime:
 
     Attributes:
         kernels_launched: how many kernels were.
+        pinned: the page-locked memory of the host, address → bytes.
         waits: whether streams wait for events; a test may plant that they do not.
     """
 
@@ -92,6 +93,7 @@ class HostRuntime:
         self.identity = identity
         self.kernels_launched = 0
         self.waits = True
+        self.pinned: dict[int, int] = {}
         self.kernels: CudaKernels = _Kernels(self)
         self._delay_s = delay_s
         self._seeds = itertools.count(1000 * seed)
@@ -193,6 +195,13 @@ class HostRuntime:
 
     def close_memory(self, memory: Allocation) -> None:
         pass
+
+    def pin(self, address: int, nbytes: int) -> None:
+        assert address not in self.pinned
+        self.pinned[address] = nbytes
+
+    def unpin(self, address: int) -> None:
+        del self.pinned[address]
 
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)
