@@ -21,6 +21,7 @@ from pycomm.transport.base import Transport
 from pycomm.transport.cuda_ipc import CudaIpc
 from pycomm.transport.job import Job
 from pycomm.types import DTYPES
+from pycomm.work import Task
 
 _BYTES = DTYPES["uint8"]
 
@@ -152,6 +153,36 @@ class OnDevice:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+
+class TaskOnDevice:
+    """Work of a thread that may find, once the others have told it, that a GPU does it."""
+
+    def __init__(self, task: Task):
+        self._task = task
+
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
+        """Return the operation's result, for which the current stream waits; or raise."""
+        result = self._task.wait(timeout)
+        if isinstance(result, StreamWork):
+            return result.wait(timeout, host=host)
+        return result
+
+    def done(self) -> bool:
+        """Say whether the operation is complete, also if it failed."""
+        return self._task.done() and (self._enqueued is None or self._enqueued.done())
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        failed = self._task.exception()
+        return failed or (self._enqueued.exception() if self._enqueued else None)
+
+    @property
+    def _enqueued(self) -> StreamWork | None:
+        if not self._task.done() or self._task.exception() is not None:
+            return None
+        result = self._task.wait()
+        return result if isinstance(result, StreamWork) else None
 
 
 def _bytes_of(row: np.ndarray) -> View:

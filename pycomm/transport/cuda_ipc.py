@@ -16,7 +16,6 @@ are done for each segment.
 from __future__ import annotations
 
 from collections import deque
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ from pycomm.devices.process import Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
 from pycomm.devices.topology import launchers, mode
 from pycomm.errors import UnsupportedError
-from pycomm.kernels.device import DeviceView
-from pycomm.transport.device_moves import Reduce, Round, chunks_of, moves, source_of
+from pycomm.transport.device_moves import Copy, Reduction, Round, cut, enqueued, moves, source_of
 from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
 
 _NOWHERE = Place(-1, 0)
+_MOST_KNOWN = 1024
+"""So many calls are kept in mind."""
 
 
 class CudaIpc:
@@ -51,6 +51,7 @@ class CudaIpc:
         self._reductions = device.runtime.new_stream()
         self._last: Stream | None = None
         self._kept: deque[tuple[Any, Job]] = deque()
+        self.known: dict[Any, list[Copy | Reduction]] = {}
 
     def run(self, job: Job, meeting: Meeting, caller: Stream, asynchronous: bool) -> Any:
         """Enqueue a collective behind what is on the caller's stream, and return.
@@ -115,7 +116,7 @@ class CudaIpc:
 
     def learn(self, rows: np.ndarray, meeting: Meeting) -> None:
         """Map the slabs in these rows of `_Call` that are seen for the first time."""
-        slabs = [[int(s) for s in row[::2] if s >= 0] for row in rows]
+        slabs = [[s for s in row if s >= 0] for row in rows[:, ::2].tolist()]
         new = [[s for s in seen if s not in self._bases[r]] for r, seen in enumerate(slabs)]
         if not any(new):
             return
@@ -161,10 +162,8 @@ class _Call:
         self._runtime = ranks._runtime
         self._events = ranks._events
         self._slabs = ranks._device.slabs
-        self._chunks = [chunks_of(job, rank) for rank in range(ranks.size)]
-        self._longest = max(map(max, filter(None, self._chunks)))
-        self._slot = ranks.segment_bytes // max(map(len, self._chunks)) // ALIGNMENT * ALIGNMENT
-        self._step = self._slot // job.dtype.itemsize
+        of_shape = cut(job, ranks.size, ranks.segment_bytes)
+        self._chunks, self._offsets, self._longest, self._slot, self._step = of_shape
         self._rows = np.empty((0, 4), np.int64)
         self._direct = False
 
@@ -223,16 +222,15 @@ class _Call:
         return np.array([*place, *(where or _NOWHERE)], np.int64)
 
     def _note_uses(self) -> None:
-        for x in (self._job.input, self._job.output):
+        for x in {self._job.input, self._job.output}:
             if place := self._slabs.find(x.address, x.nbytes):
                 self._slabs.note_use(place, self._stream)
 
     def _round(self, k: int) -> Round:
         job, ranks, item = self._job, self._ranks, self._job.dtype.itemsize
-        offsets = [list(accumulate(chunks, initial=0)) for chunks in self._chunks]
 
         def in_source(rank: int, chunk: int) -> int:
-            where = offsets[rank][chunk] * item
+            where = self._offsets[rank][chunk] * item
             if rank == ranks.rank:
                 return source_of(job).address + where
             return ranks.address(rank, *self._rows[rank, :2].tolist()) + where
@@ -249,21 +247,35 @@ class _Call:
     def _enqueue_moves(self, k: int, stream: Stream) -> None:
         job, runtime = self._job, self._runtime
         with runtime.on(stream):
-            for move in moves(job, self._ranks.rank, self._round(k)):
-                if isinstance(move, Reduce):
-                    nbytes = move.elements * job.dtype.itemsize
-                    sources = [DeviceView(a, nbytes, runtime.device) for a in move.sources]
-                    targets = [DeviceView(a, nbytes, runtime.device) for a in move.targets]
-                    runtime.kernels.reduce_into(sources, targets, job.dtype, job.op)
-                elif move.target != move.source:
+            for move in self._moves(k):
+                if isinstance(move, Reduction):
+                    runtime.kernels.reduce_into(*move, job.dtype, job.op)
+                else:
                     runtime.copy(*move, stream)
+
+    def _moves(self, k: int) -> list[Copy | Reduction]:
+        """Return what to enqueue in a round; for arrays used directly what it was the last time."""
+        job, known = self._job, self._ranks.known
+        if not self._direct:
+            return self._find_moves(k)
+        shape = job.kind, job.dtype, job.counts, job.sent, job.root, job.output.count
+        key = *shape, job.input.address, job.output.address, self._rows.tobytes()
+        if key not in known:
+            if len(known) == _MOST_KNOWN:
+                known.clear()
+            known[key] = self._find_moves(k)
+        return known[key]
+
+    def _find_moves(self, k: int) -> list[Copy | Reduction]:
+        found = moves(self._job, self._ranks.rank, self._round(k))
+        return enqueued(found, self._job.dtype, self._runtime.device)
 
     def _copy_in(self, k: int) -> None:
         """Copy a segment of every chunk of this rank's source into its ring."""
         job, item, begin = self._job, self._job.dtype.itemsize, k * self._step
         ring = self._ranks.ring(self._stream) + k % 2 * self._ranks.segment_bytes
-        chunks = self._chunks[self._ranks.rank]
-        for chunk, (count, offset) in enumerate(zip(chunks, accumulate(chunks, initial=0))):
+        chunks, offsets = (of[self._ranks.rank] for of in (self._chunks, self._offsets))
+        for chunk, (count, offset) in enumerate(zip(chunks, offsets)):
             nbytes = max(0, min(self._step, count - begin)) * item
             source = source_of(job).address + (offset + begin) * item
             if nbytes:
