@@ -64,7 +64,7 @@ class DeviceSend:
 
 
 class AnyReceive:
-    """A posted receive of an array of any place: a Request, then `result`."""
+    """A posted receive of an array that may be on a GPU: a Request, then `result`."""
 
     def __init__(
         self, of: DeviceMessages, received: Received, target: View | None, keep: bool, out: Any
@@ -80,7 +80,7 @@ class AnyReceive:
         on_device = target is not None and target.device != HOST
         if target is not None and on_device:
             self._before = of.put_behind(target)
-        if on_device or gpu_in_use():
+        if on_device or (target is None and gpu_in_use()):
             self._begin()
 
     def unmatched(self) -> bool:

@@ -82,8 +82,9 @@ class Messages:
 
         Raises:
             ArgumentError: `out` is on another GPU than this rank's.
-            MismatchError: `out` has not the dtype and shape that were sent; the message is lost.
-            MissingError: an array on a GPU was sent, `out` is None, and this rank has no GPU.
+            MismatchError: `out` has not the dtype and shape that were sent, or is on the host and
+                the sender's array on a GPU, or the other way round; the message is lost.
+            MissingError: an array on a GPU was sent, and this rank has none.
         """
         received = self._port.recv(src, tag, out, not copy)
         if received is True:

@@ -3,7 +3,7 @@
 A ticket is an event of the offering process for one reader: recorded when the data are there. The
 reader has an event for each ticket: recorded when it has read. The offerer uses a ticket again once
 a stream of its own waits for that. So neither event is ever recorded anew while somebody still has
-to wait for what it stood for.
+to wait for what it stood for; and as that may be on another stream, it is behind the last time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Offers:
         slab = self.slab(place)
         with self._lock:
             ticket = self._free[reader].pop() if self._free[reader] else self._new(reader)
-        self._runtime.record(ticket.ready, stream)
+        self._record_behind(ticket.ready, stream)
         return ticket, Offer(slab, place.offset, ticket.number, ticket.handle)
 
     def wait_for_reader(self, ticket: Ticket, reader: int, done: bytes, stream: Stream) -> None:
@@ -103,8 +103,13 @@ class Offers:
             if key not in self._read:
                 self._read[key] = self._shared_event()
             event, handle = self._read[key]
-        self._runtime.record(event, stream)
+        self._record_behind(event, stream)
         return handle
+
+    def _record_behind(self, event: Any, stream: Stream) -> None:
+        """Record an event anew, on any stream, once all is done that it has stood for."""
+        self._runtime.wait(stream, event)
+        self._runtime.record(event, stream)
 
     def _new(self, reader: int) -> Ticket:
         number = self._tickets[reader]

@@ -12,7 +12,7 @@ import os
 import pickle
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
@@ -60,8 +60,6 @@ class Notice(NamedTuple):
     as_tensor: bool
     shape: tuple[int, ...]
     gpu: str
-    segment_bytes: int
-    staged_bytes: int
     offer: Offer | None
     slab: bytes
     lent: bool
@@ -83,19 +81,21 @@ class Line(NamedTuple):
 
     def hear(self, what: int) -> Generator[None, None, Any]:
         """Return the peer's next object, once it has come."""
-        received = self.receive(what, None)
-        while not received.test():
-            yield
-        return pickle.loads(received.result().bytes.tobytes())
+        data = yield from self.receive(what, None)
+        return pickle.loads(data.bytes.tobytes())
 
     def send(self, what: int, data: View) -> Sent | SentByWire:
         """Start to send bytes."""
         tag = 2 * self.serial + what
         return self.mailbox.send(data, False, self.context | PRIVATE, self.me, tag, self.process)
 
-    def receive(self, what: int, out: View | None) -> Received:
-        """Post a receive of bytes."""
-        return self.mailbox.receive(self.context | PRIVATE, self.peer, 2 * self.serial + what, out)
+    def receive(self, what: int, out: View | None) -> Generator[None, None, View]:
+        """Return the peer's next bytes, once they have come."""
+        tag = 2 * self.serial + what
+        received = self.mailbox.receive(self.context | PRIVATE, self.peer, tag, out)
+        while not received.test():
+            yield
+        return received.result()
 
 
 class DeviceMail:
@@ -122,7 +122,6 @@ class DeviceMail:
         self._at_gpu = 0
         self._left: list[Course] = []
         self._owner = os.getpid()
-        self._kept: deque[tuple[Any, Any]] = deque()
         self._waiting: Counter[int] = Counter()
         self._messages: Counter[int] = Counter()
         self._lock = threading.Lock()
@@ -130,8 +129,7 @@ class DeviceMail:
         if device:
             runtime = device.runtime
             self.offers = Offers(runtime, device.slabs, device.mapped)
-            self.staged_bytes = min(device.segment_bytes, STAGED_BYTES)
-            self.pinned = Pinned(runtime, self.staged_bytes)
+            self.pinned = Pinned(runtime, min(device.segment_bytes, STAGED_BYTES))
             self.incoming, self.outgoing, self.returning = (runtime.new_stream() for _ in range(3))
 
     @property
@@ -156,9 +154,6 @@ class DeviceMail:
     def advance(self) -> None:
         """Go on with everything that is under way."""
         self._background.advance()
-        with self._lock:
-            while self._kept and self.gpu.runtime.query(self._kept[0][0]):
-                self._kept.popleft()
 
     def close(self, context: int) -> None:
         """Wait a little for what a communicator sends, then leave it; loans can still end."""
@@ -200,8 +195,12 @@ class DeviceMail:
 
     def keep(self, event: Any, what: Any) -> None:
         """Keep something alive until the event is done."""
-        with self._lock:
-            self._kept.append((event, what))
+
+        def kept(_: Any) -> Steps:
+            while not self.gpu.runtime.query(event):
+                yield
+
+        self.start(kept(what), "kept", -1)
 
     def until(self, event: Any) -> Steps:
         """Go on once the event is done; meanwhile the process does not wait for others only."""

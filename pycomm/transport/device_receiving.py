@@ -1,14 +1,14 @@
-"""How a message is received where the sender's array, or the receiver's, is on a GPU.
+"""How a message is received where the sender's array is, or may be, on a GPU.
 
 See `device_sending.py` for what goes back and forth.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,8 @@ from pycomm.devices.offers import Offer
 from pycomm.errors import MissingError
 from pycomm.transport.courses import Steps
 from pycomm.transport.device_mail import ANSWER, MORE, DeviceMail, Line, Notice, notice_of
-from pycomm.transport.message import Received, disagreement
+from pycomm.transport.message import Received, disagreement, misplaced
 from pycomm.types import DTYPES
-
-Fill = Callable[[int, np.ndarray], Steps]
-"""Fill(begin, room) brings the bytes from `begin` on that the room has space for."""
 
 
 class Loan:
@@ -92,40 +89,38 @@ class Receiving:
         """Receive it; returns the Arrival."""
         while not self._received.test():
             yield
-        if self._before is not None:
-            self._mail.gpu.runtime.wait(self._mail.incoming, self._before)
-        if not self._received.handle.is_notice:
-            return (yield from self._from_host())
-        notice, source = notice_of(self._received), self._received.handle.source
-        mail, process = self._mail, self._ranks[source]
-        line = Line(mail.mailbox, self._context, self._rank, source, process, notice.serial)
+        handle, out = self._received.handle, self._out
+        if not handle.is_notice:
+            if out is not None and out.device != HOST:
+                raise misplaced(handle.source, handle.tag, False, out)
+            return Arrival(self._received.result())
+        notice, process = notice_of(self._received), self._ranks[handle.source]
+        mail, peer = self._mail, (handle.source, process)
+        line = Line(mail.mailbox, self._context, self._rank, *peer, notice.serial)
         return (yield from _Noticed(mail, line, notice).steps(self._target, self._keep))
 
     def _target(self, notice: Notice) -> View:
-        """Return where a noticed array goes."""
-        dtype, out = DTYPES[notice.dtype], self._out
+        """Return where a noticed array goes, once streams may write there."""
+        message, dtype, out = self._received.handle, DTYPES[notice.dtype], self._out
         if out is None:
-            return _new_array(self._mail, notice)
+            return self._new_array(notice)
+        if out.device == HOST:
+            raise misplaced(message.source, message.tag, True, out)
         if (dtype, notice.shape) != (out.dtype, tuple(out.owner.shape)):
-            message = self._received.handle
             raise disagreement(message.source, message.tag, dtype, notice.shape, out)
+        self._mail.gpu.runtime.wait(self._mail.incoming, self._before)
         return out
 
-    def _from_host(self) -> Steps:
-        out = self._out
-        message = self._received.result()
-        if out is None or out.device == HOST:
-            return Arrival(message)
-        kind = message.dtype, tuple(message.owner.shape)
-        if kind != (out.dtype, tuple(out.owner.shape)):
-            handle = self._received.handle
-            raise disagreement(handle.source, handle.tag, *kind, out)
-
-        def fill(begin: int, room: np.ndarray) -> Steps:
-            ctypes.memmove(room.ctypes.data, message.address + begin, room.nbytes)
-            yield from ()
-
-        return (yield from _lift(self._mail, out, self._mail.pinned.nbytes, fill))
+    def _new_array(self, notice: Notice) -> View:
+        mail = self._mail
+        if mail.device is None:
+            raise MissingError(
+                f"rank {self._rank}: rank {self._received.handle.source} sent an array on a GPU, "
+                f"of shape {notice.shape} of {notice.dtype}, but this process has no GPU: "
+                "send a copy on the host"
+            )
+        block = mail.gpu.slabs.take(_nbytes(notice), mail.incoming)
+        return view(_laid_into(mail, block, notice))
 
 
 class _Noticed:
@@ -160,27 +155,23 @@ class _Noticed:
 
     def _decline(self) -> Steps:
         """Let the sender go on, though nobody wants its array."""
-        if self._notice.way == "staged":
-            scratch = np.empty(_nbytes(self._notice), np.uint8)
-            yield from self._from_segments(view(scratch))
-        else:
+        if self._notice.way != "staged":
             self._line.say(ANSWER, ("taken", b""))
+            return
+        left = _nbytes(self._notice)
+        while left:
+            left -= (yield from self._line.receive(MORE, None)).nbytes
 
     def _into(self, target: View, address: int | None) -> Steps:
-        mail, notice = self._mail, self._notice
         if address is None:
-            if notice.way != "staged":
+            if self._notice.way != "staged":
                 self._line.say(ANSWER, ("staged", b""))
-            return (yield from self._from_segments(target))
-        if notice.offer:
-            self._copy(notice.offer, address, target.address, target.nbytes)
+            yield from self._from_host(target)
+        elif self._notice.offer:
+            self._copy(self._notice.offer, address, target.address, target.nbytes)
         else:
             yield from self._from_offers(target)
-        event = mail.event_on(mail.incoming)
-        if target.device == HOST:
-            yield from mail.until(event)
-            return Arrival(target)
-        return _arrival(mail, target, event)
+        return _arrival(self._mail, target)
 
     def _copy(self, offer: Offer, source: int, target: int, nbytes: int) -> None:
         mail, stream = self._mail, self._mail.incoming
@@ -195,26 +186,28 @@ class _Noticed:
     def _from_offers(self, target: View) -> Steps:
         """Ask for segments, and copy one after the other."""
         self._line.say(ANSWER, ("segments", b""))
-        step = self._notice.segment_bytes
+        step = self._mail.gpu.segment_bytes
         for begin in range(0, target.nbytes, step):
             offer = Offer(*(yield from self._line.hear(MORE)))
             source, nbytes = self._mail.offers.address(offer), min(step, target.nbytes - begin)
             self._copy(offer, source, target.address + begin, nbytes)
 
-    def _from_segments(self, target: View) -> Steps:
-        """Take what comes through the host."""
+    def _from_host(self, target: View) -> Steps:
+        """Take segments into page-locked rooms; copy each while the next one comes."""
+        mail, under_way = self._mail, deque[tuple[Any, np.ndarray]]()
+        for begin in range(0, target.nbytes, mail.pinned.nbytes):
+            if len(under_way) == 2:
+                yield from self._empty(*under_way.popleft())
+            nbytes, room = min(mail.pinned.nbytes, target.nbytes - begin), mail.pinned.take()
+            yield from self._line.receive(MORE, view(room[:nbytes]))
+            mail.gpu.runtime.copy(target.address + begin, room.ctypes.data, nbytes, mail.incoming)
+            under_way.append((mail.event_on(mail.incoming), room))
+        while under_way:
+            yield from self._empty(*under_way.popleft())
 
-        def fill(begin: int, room: np.ndarray) -> Steps:
-            received = self._line.receive(MORE, view(room))
-            while not received.test():
-                yield
-
-        step = self._notice.staged_bytes
-        if target.device != HOST:
-            return (yield from _lift(self._mail, target, step, fill))
-        for begin in range(0, target.nbytes, step):
-            yield from fill(begin, target.bytes[begin : begin + step])
-        return Arrival(target)
+    def _empty(self, copied: Any, room: np.ndarray) -> Steps:
+        yield from self._mail.until(copied)
+        self._mail.pinned.give_back(room)
 
     def _borrow(self, address: int, offer: Offer) -> Arrival:
         """Return the sender's memory as an array; it is given back when that is dropped."""
@@ -236,51 +229,19 @@ class _Noticed:
         return Arrival(array, event, used)
 
 
-def _lift(mail: DeviceMail, target: View, step: int, fill: Fill) -> Steps:
-    """Fill page-locked rooms, and copy each to the GPU while the next one is filled."""
-    stream, under_way = mail.incoming, deque[tuple[Any, np.ndarray]]()
-    for begin in range(0, target.nbytes, step):
-        if len(under_way) == 2:
-            yield from _empty(mail, *under_way.popleft())
-        nbytes = min(step, target.nbytes - begin)
-        room = mail.pinned.take() if step <= mail.pinned.nbytes else np.empty(step, np.uint8)
-        yield from fill(begin, room[:nbytes])
-        mail.gpu.runtime.copy(target.address + begin, room.ctypes.data, nbytes, stream)
-        under_way.append((mail.event_on(stream), room))
-    while under_way:
-        yield from _empty(mail, *under_way.popleft())
-    return _arrival(mail, target, mail.event_on(stream))
-
-
-def _empty(mail: DeviceMail, copied: Any, room: np.ndarray) -> Steps:
-    yield from mail.until(copied)
-    if room.nbytes == mail.pinned.nbytes:
-        mail.pinned.give_back(room)
-
-
-def _arrival(mail: DeviceMail, target: View, event: Any) -> Arrival:
+def _arrival(mail: DeviceMail, target: View) -> Arrival:
+    """Return what is there once all is done that is on the stream now."""
+    event, slabs = mail.event_on(mail.incoming), mail.gpu.slabs
     mail.keep(event, target)
-    place = mail.gpu.slabs.find(target.address, 1)
+    place = slabs.find(target.address, 1)
     if place is None:
         return Arrival(target, event)
-    slabs, where = mail.gpu.slabs, place
-    slabs.note_use(where, mail.incoming)
-    return Arrival(target, event, lambda stream: slabs.note_use(where, stream))
+    slabs.note_use(place, mail.incoming)
+    return Arrival(target, event, partial(slabs.note_use, place))
 
 
 def _nbytes(notice: Notice) -> int:
     return int(np.prod(notice.shape, dtype=int)) * DTYPES[notice.dtype].itemsize
-
-
-def _new_array(mail: DeviceMail, notice: Notice) -> View:
-    """Return a new array on the GPU, as the one noticed."""
-    if mail.device is None:
-        raise MissingError(
-            f"an array on a GPU was sent, of shape {notice.shape} and {notice.dtype}, but this "
-            "process has no GPU: receive it into an array of the host, by out="
-        )
-    block = mail.gpu.slabs.take(_nbytes(notice), mail.incoming)
-    return view(_laid_into(mail, block, notice))
 
 
 def _laid_into(mail: DeviceMail, memory: Any, notice: Notice) -> Any:

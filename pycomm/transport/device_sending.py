@@ -114,8 +114,6 @@ class Sending:
             is_tensor(source.owner),
             tuple(source.owner.shape),
             self._runtime.identity,
-            self._mail.gpu.segment_bytes,
-            self._mail.staged_bytes,
             offer,
             slab,
             self._copy is None,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pycomm import _native
-from pycomm.arrays import View, laid_into, view
+from pycomm.arrays import View, laid_into, place_name, view
 from pycomm.errors import CommError, MismatchError, UnreachableError
 from pycomm.transport.base import Request
 from pycomm.types import DTYPES, DType
@@ -138,4 +138,12 @@ def disagreement(
     return MismatchError(
         f"rank {source} sent shape {shape} of {dtype.name} with tag {tag}, but out= has shape "
         f"{tuple(out.owner.shape)} of {out.dtype.name}: make them equal, or pass no out="
+    )
+
+
+def misplaced(source: int, tag: int, on_gpu: bool, out: View) -> MismatchError:
+    """Return the error for an `out` that is on the host where a GPU's array was sent, or so."""
+    return MismatchError(
+        f"rank {source} sent an array on {'a GPU' if on_gpu else 'the host'} with tag {tag}, but "
+        f"out= is on {place_name(out.device)}: copy one to where the other is, or pass no out="
     )

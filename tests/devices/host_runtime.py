@@ -100,9 +100,11 @@ class HostRuntime:
         self._peers = peers
         self._free = capacity
         self._events = HostEvents()
+        self._streams: list[HostStream] = []
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
+        HostEvent.disorder.clear()
 
     # ---- what a user of CuPy does
 
@@ -120,6 +122,12 @@ class HostRuntime:
         finally:
             self._local.current = before
 
+    def check(self) -> None:
+        """Raise what failed on any stream until now, also if a record overtook another."""
+        assert not HostEvent.disorder
+        for failure in filter(None, [stream.failure for stream in self._streams]):
+            raise failure
+
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""
         event = self.event()
@@ -135,6 +143,7 @@ class HostRuntime:
 
     def new_stream(self) -> Stream:
         stream = HostStream(next(self._seeds), self._delay_s)
+        self._streams.append(stream)
         return Stream(id(stream), stream)
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -66,3 +67,25 @@ def test_page_locked_rooms_are_used_again(device):
     pinned.give_back(first)
     assert pinned.take() is first and second is not first
     assert all(address % 4096 == 0 for address in device.runtime.pinned)
+
+
+def test_a_ticket_used_again_on_another_stream_stands_for_no_less(device, offers):
+    """Who waited for it before, and who read by it before, was first."""
+    runtime = device.runtime
+    slow, fast, reader = (runtime.new_stream() for _ in range(3))
+    block = device.slabs.take(512, slow)
+    place, gate = device.slabs.find(block.address, 512), threading.Event()
+    slow.owner.put(gate.wait)
+    ticket, offer = offers.make(1, place, slow)
+    offers.wait_for_offer(offer, reader)
+    done = offers.read(offer, 1, reader)
+    offers.wait_for_reader(ticket, 1, done, runtime.new_stream())
+    assert offers.make(1, place, fast)[0] is ticket
+    offers.read(offer, 1, fast)
+    event = runtime.event()
+    runtime.record(event, reader)
+    time.sleep(0.01)
+    assert not runtime.query(event)
+    gate.set()
+    runtime.synchronize(event)
+    runtime.check()

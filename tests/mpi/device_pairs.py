@@ -33,16 +33,19 @@ def out_of_reach(
     other = comm.split(0)
     try:
         yield other
+        runtime.check()
     finally:
         other.close()
         process.use(before)
 
 
-def in_reach(
-    comm: pycomm.Communicator, delay_s: float = DELAY_S
-) -> contextlib.AbstractContextManager[pycomm.Communicator]:
+@contextlib.contextmanager
+def in_reach(comm: pycomm.Communicator, delay_s: float = DELAY_S) -> Iterator[pycomm.Communicator]:
     """Give a communicator whose ranks share a GPU."""
-    return doubles(comm, delay_s=delay_s, segment_bytes=SEGMENT)
+    with doubles(comm, delay_s=delay_s, segment_bytes=SEGMENT) as other:
+        yield other
+        if runtime().waits:
+            runtime().check()
 
 
 REACH = {"in reach": in_reach, "out of reach": out_of_reach}
@@ -64,6 +67,11 @@ def pattern(count: int, rank: int, k: int = 0) -> np.ndarray:
     """Return bytes that depend on place, rank and message."""
     mixed = np.arange(count, dtype=np.uint32) * np.uint32(2_654_435_761) >> 13
     return mixed.astype(np.uint8) ^ np.uint8((37 * rank + 11 * k) % 256)
+
+
+def host(comm: pycomm.Communicator, x: np.ndarray) -> np.ndarray:
+    """Return an array on the host, as `ordinary` and `symmetric` do on the device."""
+    return x
 
 
 def several(comm: pycomm.Communicator) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pycomm
+from pycomm.devices import process
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
 from tests.mpi.device_pairs import (
@@ -71,19 +72,61 @@ def test_another_dtype_or_shape_than_sent_is_an_error(dev, make, size):
     with pytest.raises(pycomm.MismatchError, match=rf"sent shape \({size},\) of float64.*float32"):
         dev.recv(before, out=out)
     work.wait()
-    work = dev.isend(make(dev, np.zeros(size)), after, 2)
-    host = np.full(size + 1, 5.0)
-    with pytest.raises(pycomm.MismatchError, match=rf"tag 2, but out= has shape \({size + 1},\)"):
-        dev.recv(before, 2, host)
-    work.wait()
-    work = dev.isend(np.zeros(size), after)
-    with pytest.raises(pycomm.MismatchError, match=rf"sent shape \({size},\) of float64.*float32"):
-        dev.recv(before, out=out)
-    work.wait()
-    assert (out.get() == 5).all() and (host == 5).all()
+    assert (out.get() == 5).all()
     work = dev.isend(make(dev, np.ones(size)), after)
     assert (dev.recv(before).get() == 1).all()
     work.wait()
+
+
+@pytest.mark.parametrize("size", [3, 2000, LARGE])
+def test_one_end_on_the_host_is_an_error_for_the_receiver(dev, make, size):
+    """Whether the receive is posted first or not; the sender goes on, and so does what follows."""
+    after, before = ring(dev)
+    for receive in (dev.recv, lambda *where: dev.irecv(*where).wait()):
+        out = np.full(size, 5.0)
+        work = dev.isend(make(dev, np.zeros(size)), after, 2)
+        with pytest.raises(
+            pycomm.MismatchError,
+            match=f"{before} sent an array on a GPU with tag 2, but out= is on the h",
+        ):
+            receive(before, 2, out)
+        work.wait()
+        late = make(dev, out)
+        work = dev.isend(np.zeros(size), after, 3)
+        with pytest.raises(
+            pycomm.MismatchError,
+            match=f"{before} sent an array on the host with tag 3, but out= is on c",
+        ):
+            receive(before, 3, late)
+        work.wait()
+        assert (out == 5).all() and (late.get() == 5).all()
+    first = dev.irecv(before, 4, out)
+    work = dev.isend(make(dev, np.zeros(size)), after, 4)
+    with pytest.raises(pycomm.MismatchError, match="sent an array on a GPU with tag 4"):
+        first.wait()
+    work.wait()
+    assert (out == 5).all()
+
+
+def test_a_rank_without_a_gpu_is_told_what_was_sent(comm):
+    several(comm)
+    with in_reach(comm) as dev:
+        if dev.rank == 0:
+            dev.send(symmetric(dev, np.ones(LARGE)), 1, 4)
+            dev.send(ordinary(dev, np.ones(3)), 1, 5)
+        if dev.rank == 1:
+            mine, _ = process._device, process.use(None)
+            try:
+                with pytest.raises(pycomm.MismatchError, match="an array on a GPU with tag 4"):
+                    dev.recv(0, 4, np.zeros(LARGE))
+                with pytest.raises(
+                    pycomm.CommError,
+                    match=r"rank 1: rank 0 .* shape \(3,\) of float64, but this .* no GPU",
+                ):
+                    dev.recv(0, 5)
+            finally:
+                process.use(mine)
+        comm.barrier()
 
 
 def test_ranks_that_wait_for_each_other_are_told(near, comm):
