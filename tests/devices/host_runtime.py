@@ -128,6 +128,11 @@ class HostRuntime:
         for failure in filter(None, [stream.failure for stream in self._streams]):
             raise failure
 
+    def end(self) -> None:
+        """End the threads of its streams: nobody uses it any more."""
+        for stream in self._streams:
+            stream.end()
+
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""
         event = self.event()

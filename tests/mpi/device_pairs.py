@@ -37,6 +37,7 @@ def out_of_reach(
     finally:
         other.close()
         process.use(before)
+        runtime.end()
 
 
 @contextlib.contextmanager

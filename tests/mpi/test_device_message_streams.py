@@ -149,7 +149,7 @@ def test_wait_for_the_host_and_in_time(near):
 def test_many_steps_leave_no_memory_behind(comm):
     with in_reach(comm, 0.0) as dev:
         after, before = ring(dev)
-        for k in range(150):
+        for k in range(90):
             make, size = (symmetric, ordinary)[k % 2], (300, 9000, 36_000)[k % 3]
             work = dev.isend(make(dev, np.full(size, 1.0)), after)
             dev.recv(before)

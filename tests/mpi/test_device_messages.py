@@ -97,13 +97,13 @@ def test_any_posting_order_of_tags(dev, make):
         assert work.wait(host=True) is None and work.done() and work.exception() is None
 
 
-@pytest.mark.parametrize("count", [100, 3000, 10_000])
+@pytest.mark.parametrize("count", [100, 10_000])
 def test_what_was_sent_first_may_be_received_last(dev, make, count):
     """More than there is room for copies."""
     after, before = ring(dev)
-    arrays = [make(dev, pattern(count, dev.rank, k)) for k in range(90)]
+    arrays = [make(dev, pattern(count, dev.rank, k)) for k in range(70)]
     sends = [dev.isend(x, after, k) for k, x in enumerate(arrays)]
-    for k in reversed(range(90)):
+    for k in reversed(range(70)):
         assert (dev.recv(before, k).get() == pattern(count, before, k)).all()
     for work in sends:
         work.wait()
