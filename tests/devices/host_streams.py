@@ -35,7 +35,7 @@ class HostStream:
         self._work.put(work)
 
     def end(self) -> None:
-        """End its thread, once all is done that is enqueued now."""
+        """End the thread once it has done all work."""
         self._work.put(None)
 
     def _run(self) -> None:

@@ -12,19 +12,8 @@ import pytest
 import pycomm
 from pycomm.devices import process
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import (
-    LARGE,
-    PLACES,
-    REACH,
-    held,
-    in_reach,
-    out_of_reach,
-    pattern,
-    ring,
-    runtime,
-    several,
-)
-from tests.mpi.devices import ordinary, symmetric
+from tests.mpi.device_pairs import LARGE, PLACES, REACH, held, in_reach, out_of_reach, pattern, ring
+from tests.mpi.devices import ordinary, runtime, several, symmetric
 
 
 @pytest.fixture(params=REACH.values(), ids=REACH)
