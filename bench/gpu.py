@@ -12,9 +12,8 @@ import numpy as np
 
 import pycomm
 from bench.environment import results_folder
-from pycomm.devices import process
 from pycomm.devices.base import Runtime
-from pycomm.devices.process import process_device
+from pycomm.devices.process import known_device, process_device
 from pycomm.errors import MissingError
 from pycomm.kernels.cuda_launcher import import_cupy
 from pycomm.types import DTYPES
@@ -121,7 +120,7 @@ def _name() -> str:
 
 
 def _take_gpu(place: int) -> None:
-    if process._device is None:
+    if known_device() is None:
         runtime = import_cupy().cuda.runtime
         runtime.setDevice(place % runtime.getDeviceCount())
 
