@@ -36,7 +36,6 @@ def test_every_collective_is_verified_on_the_gpu(ranks, tmp_path):
         assert all(r["wrong"] == 0 and r["t_med_us"] > 0 for r in own)
     limits = [r for r in records if r["impl"] == "n_in_n_out"]
     assert {(r["op"], r["wrong"]) for r in limits} == {("all_reduce", None)}
-    assert limits[0]["slow_rank"] == 0, "rank 0 runs the kernel, and no other"
     staged = [r["vs_best_peer"] for r in records if r["impl"] == "mpi4py-staged"]
     assert set(staged) == {1.0}, "the only peer; limits are none"
 
@@ -61,8 +60,8 @@ def test_one_wrong_element_on_the_gpu_fails_the_run(impl):
     assert "# FAILED: 1 wrong elements" in found.stdout
 
 
-def test_messages_are_verified_on_the_gpu_among_two_pairs():
-    found = run(4, "p2p", "--sizes", "4,300K")
+def test_messages_are_verified_on_the_gpu():
+    found = run(2, "p2p", "--sizes", "4,300K")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "# not measured: gloo: gloo sends no CUDA tensors" in found.stdout
     impl = ("pycomm", "pycomm-symmetric", "mpi4py-staged", "copy")
