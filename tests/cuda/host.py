@@ -19,8 +19,8 @@ from pycomm.kernels.launcher import BLOCK_THREADS, Program, expression_of, file_
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "cuda-host"
 FLAGS = (
-    "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
-    "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+    "-std=c++17 -O1 -fPIC -shared -fvisibility=hidden -ffp-contract=off -fno-math-errno "
+    "-fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas"
 ).split()
 
 _SOURCE = """\
@@ -46,16 +46,21 @@ extern "C" __attribute__((visibility("default"))) const char* pycomm_launch(
 class HostLauncher:
     """Runs kernels on the host, block after block; `multiprocessors` only decides how many.
 
+    Args:
+        copy: launchers with different numbers can run kernels of one file at the same time, each
+            from a thread of its own.
+
     Attributes:
         launches: the name and the grid of every launch.
         only: if not 0, of each launch only the first and the last so many blocks are run.
         filler: what every byte of scratch memory is; not 0, so that nothing relies on zeros.
     """
 
-    def __init__(self, multiprocessors: int = 2, compiler: str = "c++"):
+    def __init__(self, multiprocessors: int = 2, compiler: str = "c++", copy: int = 0):
         self.device = HOST
         self.multiprocessors, self.capability = multiprocessors, (9, 0)
         self.compiler = compiler
+        self.copy = copy
         self.launches: list[tuple[str, int]] = []
         self.only = 0
         self.filler = 255
@@ -64,7 +69,7 @@ class HostLauncher:
         """Run the blocks, then return."""
         assert 0 < grid < 1 << 31, f"{kernel}: a grid of {grid}"
         self.launches.append((kernel, grid))
-        library = _library(file_of(kernel), self.compiler)
+        library = _library(file_of(kernel), self.compiler, self.copy)
         wrong = library.pycomm_launch(kernel.encode(), grid, args, len(args), self.only)
         assert not wrong, f"{kernel} {wrong.decode()}"
 
@@ -86,8 +91,11 @@ class HostLauncher:
 
 
 @cache
-def _library(file: str, compiler: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(file, compiler)))
+def _library(file: str, compiler: str, copy: int) -> ctypes.CDLL:
+    path = build(file, compiler)
+    if copy:
+        path = _copied(path, path.with_suffix(f".{copy}.so"))
+    library = ctypes.CDLL(str(path))
     library.pycomm_launch.restype = ctypes.c_char_p
     library.pycomm_launch.argtypes = [
         ctypes.c_char_p,
@@ -97,6 +105,15 @@ def _library(file: str, compiler: str) -> ctypes.CDLL:
         ctypes.c_uint,
     ]
     return library
+
+
+def _copied(library: Path, copy: Path) -> Path:
+    """Return a copy of a library: loaded beside it, it has variables of its own."""
+    if not copy.exists():
+        made = copy.with_suffix(f".{os.getpid()}")
+        shutil.copy(library, made)
+        made.replace(copy)
+    return copy
 
 
 def build(file: str, compiler: str = "c++") -> Path:
