@@ -59,7 +59,7 @@ class Dispatcher:
         self._stats = stats
         self._flight = flight
         self._engine = Engine(name, self._asynchronous)
-        self.on_device = OnDevice(transport.rank, transport.size)
+        self.on_device = OnDevice(transport.rank, transport.size, world.timeout)
         self.closed = False
         self._failure: BaseException | None = None
         self.when_failed: Callable[[], None] = lambda: None

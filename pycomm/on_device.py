@@ -12,13 +12,15 @@ import numpy as np
 
 from pycomm.algorithms.registry import Algorithm, find
 from pycomm.arrays import View, is_tensor, place_name, view
-from pycomm.devices.process import check_device, process_device
+from pycomm.devices.process import Device, check_device, process_device
 from pycomm.devices.work import StreamWork
 from pycomm.errors import ArgumentError, CommError, MismatchError
 from pycomm.kernels.base import Kernels
+from pycomm.kernels.cuda_collective import MOST_RANKS
 from pycomm.opening import agree, compare, exchange_notes, gather_rows
 from pycomm.transport.base import Transport
 from pycomm.transport.cuda_ipc import CudaIpc
+from pycomm.transport.cuda_peer import CudaPeer
 from pycomm.transport.job import Job
 
 
@@ -81,11 +83,16 @@ class HostMeeting:
 
 
 class OnDevice:
-    """What one communicator does with device arrays."""
+    """What one communicator does with device arrays.
 
-    def __init__(self, rank: int, size: int):
+    Args:
+        timeout: seconds that a GPU waits for those of other ranks.
+    """
+
+    def __init__(self, rank: int, size: int, timeout: float):
         self._rank = rank
         self._size = size
+        self._timeout = timeout
         self._transport: CudaIpc | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
@@ -112,7 +119,8 @@ class OnDevice:
             start(meeting) returns an event, or None: see CudaIpc.run.
 
         Raises:
-            ArgumentError: the arrays are on another GPU than this rank's.
+            ArgumentError: the arrays are on another GPU than this rank's, or the stream is being
+                captured, which this call cannot be.
         """
         device = process_device()
         if job.device != device.runtime.device:
@@ -122,16 +130,34 @@ class OnDevice:
                 "first use of pycomm with GPUs"
             )
         stream = device.runtime.stream(of_torch(job))
-        if self._transport is None:
-            self._transport = CudaIpc(device, self._rank, self._size)
-        transport = self._transport
+        if device.runtime.is_capturing(stream):
+            self._check_capturable(job, asynchronous)
 
         def start(meeting: HostMeeting) -> Any:
+            transport = self._connected(device, meeting)
             event = transport.run(job, meeting, stream, asynchronous)
             meeting.check()
             return event
 
         return start
+
+    def _connected(self, device: Device, meeting: HostMeeting) -> CudaIpc:
+        """Return the transport; the first call finds out how ranks reach each other."""
+        if self._transport is None:
+            ranks = CudaIpc(device, self._rank, self._size)
+            if ranks.connect(meeting) == "peer" and 1 < self._size <= MOST_RANKS:
+                ranks.order = CudaPeer(ranks, device, meeting, self._timeout)
+            self._transport = ranks
+        return self._transport
+
+    def _check_capturable(self, job: Job, asynchronous: bool) -> None:
+        transport = self._transport
+        if asynchronous or transport is None or not transport.order.capturable(job):
+            raise ArgumentError(
+                f"rank {self._rank}: {job.kind} cannot be captured into a CUDA graph: every rank "
+                "needs a GPU of its own with access to all others; make the same call, with the "
+                "same symmetric arrays (Communicator.empty), once before, and without async_op"
+            )
 
     def work(self, job: Job, event: Any, result: Any, packed: View | None) -> StreamWork:
         """Return the Work of a collective that was enqueued."""

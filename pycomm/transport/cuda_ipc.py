@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 
 from pycomm.devices.base import HANDLE_BYTES, Stream
-from pycomm.devices.events import Events
-from pycomm.devices.process import Device
+from pycomm.devices.events import Events, OwnEvents
+from pycomm.devices.process import Chain, Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
-from pycomm.devices.topology import launchers, mode
+from pycomm.devices.topology import Mode, launchers, mode, unreachable
 from pycomm.errors import UnsupportedError
 from pycomm.kernels.device import DeviceView
 from pycomm.transport.device_moves import Reduce, Round, chunks_of, moves, source_of
 from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
 
-_NOWHERE = Place(-1, 0)
+NOWHERE = Place(-1, 0)
 
 
 class CudaIpc:
@@ -49,7 +49,7 @@ class CudaIpc:
         self._ring: Block | None = None
         self._asynchronous = device.runtime.new_stream()
         self._reductions = device.runtime.new_stream()
-        self._last: Stream | None = None
+        self.order = ByHosts()
         self._kept: deque[tuple[Any, Job]] = deque()
 
     def run(self, job: Job, meeting: Meeting, caller: Stream, asynchronous: bool) -> Any:
@@ -62,10 +62,11 @@ class CudaIpc:
             An event that is done when the collective is; None if the caller's stream has it.
         """
         stream = self._asynchronous if asynchronous else caller
-        with meeting.told():
-            self._let_go()
-            self._put_behind(stream, caller)
-        _Call(self, job, meeting, stream).run()
+        if not self._runtime.is_capturing(caller):
+            with meeting.told():
+                self._let_go()
+                self._put_behind(stream, caller)
+        self.order.call(self, job, meeting, stream).run()
         if not asynchronous:
             return None
         event = self._runtime.event()
@@ -81,40 +82,39 @@ class CudaIpc:
 
     def _put_behind(self, stream: Stream, caller: Stream) -> None:
         """Let `stream` wait for the caller's, and for the last collective."""
-        for before in (caller, self._last or stream):
+        for before in (caller, self.order.chain.last or stream):
             if before != stream:
                 event = self._runtime.event()
                 self._runtime.record(event, before)
                 self._runtime.wait(stream, event)
-        self._last = stream
+        self.order.chain.last = stream
 
     def _let_go(self) -> None:
         """Forget the arrays of collectives that are done: until then nobody may reuse them."""
         while self._kept and self._runtime.query(self._kept[0][0]):
             self._kept.popleft()
 
-    # ---- what its calls use
-
-    def connect(self, meeting: Meeting) -> None:
-        """Exchange events and find out who shares GPUs, in the first call."""
-        if self._launchers:
-            return
-        rows = meeting.gather(self._events.row())
+    def connect(self, meeting: Meeting) -> Mode:
+        """Exchange events and find out who shares GPUs, in the first call, which this opens."""
+        rows = meeting.open(self._events.row())
         with meeting.told():
             gpus = self._events.connect(rows)
             mine = np.array([self._runtime.can_access(gpu) for gpu in gpus])
         meeting.meet()
         access = meeting.gather(mine)
-        if mode(gpus, access.tolist()) == "staged":
-            pairs = [f"{r} and {q}" for r, q in np.argwhere(~access).tolist()]
-            raise UnsupportedError(
-                f"rank {self.rank}: ranks {', '.join(pairs[:4])} cannot reach each other's GPU "
-                "memory: copy to the host, and pass that"
-            )
+        found = mode(gpus, access.tolist())
+        if found == "staged":
+            raise UnsupportedError(f"rank {self.rank}: {unreachable(access)}")
         self._launchers = launchers(gpus, self._device.every_rank_launches)
+        return found
+
+    def place_of(self, job: Job) -> Place | None:
+        """Return where this rank's source is; None: it is not symmetric, or nobody reads it."""
+        source, read = source_of(job), chunks_of(job, self.rank)
+        return self._device.slabs.find(source.address, source.nbytes) if read else None
 
     def learn(self, rows: np.ndarray, meeting: Meeting) -> None:
-        """Map the slabs in these rows of `_Call` that are seen for the first time."""
+        """Map the slabs in these rows of `Call` that are seen for the first time."""
         slabs = [[int(s) for s in row[::2] if s >= 0] for row in rows]
         new = [[s for s in seen if s not in self._bases[r]] for r, seen in enumerate(slabs)]
         if not any(new):
@@ -150,8 +150,23 @@ class CudaIpc:
         return self._ring.address
 
 
-class _Call:
-    """One collective of device arrays."""
+class ByHosts:
+    """The order of collectives by hosts and events, see above; `chain` are those of one."""
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+
+    def call(self, ranks: CudaIpc, job: Job, meeting: Meeting, stream: Stream) -> Call:
+        """Return what enqueues a collective."""
+        return Call(ranks, job, meeting, stream)
+
+    def capturable(self, job: Job) -> bool:
+        """Say whether a collective can be captured into a CUDA graph: the hosts must not meet."""
+        return False
+
+
+class Call:
+    """One collective of device arrays; the hosts order it, see above."""
 
     def __init__(self, ranks: CudaIpc, job: Job, meeting: Meeting, stream: Stream):
         self._ranks = ranks
@@ -159,7 +174,7 @@ class _Call:
         self._meeting = meeting
         self._stream = stream
         self._runtime = ranks._runtime
-        self._events = ranks._events
+        self._events: OwnEvents = ranks._events
         self._slabs = ranks._device.slabs
         self._chunks = [chunks_of(job, rank) for rank in range(ranks.size)]
         self._longest = max(map(max, filter(None, self._chunks)))
@@ -170,22 +185,28 @@ class _Call:
 
     def run(self) -> None:
         """Enqueue it: all ranks' streams wait for each other, and no host for a stream."""
-        meeting, ranks = self._meeting, self._ranks
-        source, mine = source_of(self._job), self._chunks[ranks.rank]
-        place = self._slabs.find(source.address, source.nbytes) if mine else None
-        with meeting.told():
+        ranks = self._ranks
+        place, mine = ranks.place_of(self._job), self._chunks[ranks.rank]
+        with self._meeting.told():
             self._note_uses()
             if mine and place is None and ranks.size > 1:
                 self._copy_in(0)
             self._events.source_ready(0, self._stream)
-        self._rows = meeting.open(self._row(place or _NOWHERE))
-        ranks.connect(meeting)
-        ranks.learn(self._rows, meeting)
+        self._rows = self._open(self._row(place or NOWHERE))
+        ranks.learn(self._rows, self._meeting)
         symmetric = [self._rows[r, 0] >= 0 for r, chunks in enumerate(self._chunks) if chunks]
         self._direct = ranks.size == 1 or all(symmetric)
         if not self._direct and any(symmetric):
             self._go_ordinary(place)
         self._rounds(1 if self._direct else max(1, -(-self._longest // self._step)))
+
+    def _open(self, row: np.ndarray) -> np.ndarray:
+        """Compare the calls, and return every rank's row."""
+        return self._meeting.open(row)
+
+    def _meet(self) -> None:
+        """Make known what all ranks have recorded."""
+        self._meeting.meet()
 
     def _go_ordinary(self, place: Place | None) -> None:
         """Copy symmetric sources into rings, too, where other ranks' are ordinary."""
@@ -193,7 +214,7 @@ class _Call:
             if place is not None:
                 self._copy_in(0)
                 self._events.source_ready(0, self._stream)
-        self._rows = self._meeting.gather(self._row(place or _NOWHERE))
+        self._rows = self._meeting.gather(self._row(place or NOWHERE))
         self._ranks.learn(self._rows, self._meeting)
 
     def _rounds(self, rounds: int) -> None:
@@ -206,7 +227,7 @@ class _Call:
                     if k < rounds:
                         self._copy_in(k)
                         events.source_ready(k, stream)
-                self._meeting.meet()
+                self._meet()
             with self._meeting.told():
                 if k < rounds:
                     events.wait_for_sources(k, work)
@@ -220,7 +241,7 @@ class _Call:
         """Return where this rank's source and its ring are: slab, offset, slab, offset."""
         ring, size = self._ranks._ring, 2 * self._ranks.segment_bytes
         where = self._slabs.find(ring.address, size) if ring else None
-        return np.array([*place, *(where or _NOWHERE)], np.int64)
+        return np.array([*place, *(where or NOWHERE)], np.int64)
 
     def _note_uses(self) -> None:
         for x in (self._job.input, self._job.output):
