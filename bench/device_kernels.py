@@ -176,6 +176,7 @@ def conversion(source: str, target: str) -> Kernel:
 def arithmetic() -> list[Kernel]:
     """Return the rows of reductions and casts."""
     casts = [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")]
-    casts += [("float32", "float8_e4m3fn"), ("float8_e4m3fn", "float32")]
+    for narrow in ("float8_e4m3fn", "float8_e5m2"):
+        casts += [("float32", narrow), (narrow, "float32")]
     known = [reduction(d, n) for d in ("float32", "bfloat16") for n in (2, 4, 8)]
     return [*known, *(conversion(*pair) for pair in casts)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.device import Device, numpy_bytes
+from pycomm.kernels.device import DeviceView, device_view
 
 ROUND_BYTES = 192 << 20
 """What all sets hold together at least; more than three times the largest second-level cache."""
@@ -40,6 +41,10 @@ class Sets:
     def arrays(self, name: str) -> list[Any]:
         """Return the buffer `name` of every set."""
         return self._arrays[name]
+
+    def rows(self, *names: str) -> list[list[DeviceView]]:
+        """Return, for each set, the memory of these buffers."""
+        return [[device_view(a) for a in row] for row in zip(*map(self.arrays, names))]
 
     def tensors(self, name: str, dtype: str) -> list[Any]:
         """Return the same memory as torch tensors."""

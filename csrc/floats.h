@@ -53,6 +53,16 @@ PYCOMM_INLINE BFloat16 narrow(float x, BFloat16) {
   return {uint16_t(x == x ? rounded : kNanBits >> 16)};
 }
 
+}  // namespace
+}  // namespace pycomm
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#include "device_floats.h"
+#else
+
+namespace pycomm {
+namespace {
+
 // An IEEE-like format of E exponent and M mantissa bits, with infinities and NaNs.
 template <int E, int M>
 PYCOMM_INLINE float widen_ieee(uint32_t raw) {
@@ -111,3 +121,5 @@ PYCOMM_INLINE E4M3 narrow(float x, E4M3) {  // saturates at ±448
 
 }  // namespace
 }  // namespace pycomm
+
+#endif

@@ -168,7 +168,7 @@ def is_on_device(x: Any) -> bool:
     """Say whether `x` is a CuPy array, or a torch tensor, on a GPU."""
     if is_tensor(x):
         return bool(x.device.type == "cuda")
-    return hasattr(x, "__cuda_array_interface__") and hasattr(x, "device")
+    return hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device")
 
 
 def _view_numpy(x: np.ndarray, result: bool) -> View:
@@ -183,8 +183,13 @@ def _view_numpy(x: np.ndarray, result: bool) -> View:
     return View(owner, dtype, owner.size, _native.address(owner), packed)
 
 
+@cache
+def _dtype_named(dtype: Any) -> DType | None:
+    return DTYPES.get(str(dtype))
+
+
 def _view_device(x: Any) -> View:
-    dtype = DTYPES.get(str(x.dtype))
+    dtype = _dtype_named(x.dtype)
     if dtype is None:
         raise UnsupportedError(f"dtype {x.dtype} is not one of {', '.join(DTYPES)}")
     packed = not x.flags.c_contiguous

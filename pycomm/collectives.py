@@ -10,15 +10,14 @@ import numpy as np
 
 from pycomm import arrays
 from pycomm.arrays import HOST, NOTHING, View, is_tensor, view
+from pycomm.chunk import Chunk
 from pycomm.dispatch import Part
 from pycomm.errors import ArgumentError
+from pycomm.on_device import TaskOnDevice
 from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
 from pycomm.transport.job import Job
-from pycomm.types import DTYPES, ReduceOp, resolve_op
+from pycomm.types import ReduceOp, resolve_op
 from pycomm.uniform import UniformCollectives
-
-_HEADER_ENTRIES = 80
-"""Of what a scatter's root says ahead: dtype, kind of array, dimensions, and up to 77 of these."""
 
 
 class Collectives(UniformCollectives):
@@ -101,13 +100,15 @@ class Collectives(UniformCollectives):
     ) -> Any:
         """Give every rank its part of the root's `x`.
 
-        The root tells dtype and shape: between hosts, in a broadcast of 640 bytes ahead.
+        The root tells dtype and shape: between hosts, in a broadcast of 640 bytes ahead; also where
+        arrays are on GPUs, in an exchange ahead.
 
         Args:
             x: (size, …) on the root; ignored elsewhere, where it may be None.
             root: the rank whose `x` it is.
             out: an array for the result, or None to allocate one, a torch tensor if the root's `x`
-                is one; some ranks may pass one and others not. All must where arrays are on GPUs.
+                is one, on the rank's GPU if that is on a GPU; some ranks may pass one and others
+                not.
             async_op: return a Work at once.
             algorithm: for instance "linear"; None chooses, see `explain`.
 
@@ -129,28 +130,68 @@ class Collectives(UniformCollectives):
             target = self._output(out, shape, source, is_tensor(x))
         elif out is not None:
             target, shape = view(out, result=True), tuple(out.shape)
-        if (target or source).device != HOST:
-            job = self._scatter_job(root, source, target, shape)
-            return self._collectives.start(job, out, async_op, algorithm)
+        of = target or source
+        chunk = Chunk(of.dtype, is_tensor(x), of.device != HOST, shape)
         chosen = self._collectives.choose("scatter", 0, algorithm, None).algorithm
-        header = (source.dtype.code, int(is_tensor(x)), len(shape), *shape)
-        if chosen.name == "direct":
+        direct = chosen.name == "direct"
+        if direct and target and not chunk.on_gpu:
             job = self._scatter_job(root, source, target, shape)
-            job.header = header if self.rank == root else ()
+            job.header = chunk.header if self.rank == root else ()
             return self._collectives.start(job, out, async_op, algorithm)
+        later = async_op and not chunk.on_gpu
 
         def parts(part: Part) -> Any:
-            name, ahead = f"scatter(root={root})", view(_padded(header))
-            part(Job("broadcast", ahead.dtype, output=ahead, root=root, part_of=name), None)
-            chunk, result = (shape, target) if target else _allocated(ahead.owner)
-            job = self._scatter_job(root, source, result, chunk)
-            return part(job, out, algorithm)
+            say = self._say_directly if direct else self._say_by_broadcast
+            told, result = say(part, root, chunk, target is None)
+            if result is not None:
+                return result
+            to = target or self._chunk_memory(told)
+            job = self._scatter_job(root, source, to, chunk.shape if target else told.shape)
+            return part(job, out, algorithm) if job.device == HOST or later else job
 
-        return self._collectives.start_parts(parts, async_op)
+        result = self._collectives.start_parts(parts, later)
+        if isinstance(result, Job):
+            return self._collectives.start(result, out, async_op, algorithm)
+        return TaskOnDevice(result) if later else result
 
-    def _scatter_job(self, root: int, source: View, target: View | None, chunk: Shape) -> Job:
-        if target is None:
-            return Job("scatter", source.dtype, root=root, allocate=lambda h: _allocated(h)[1])
+    def _say_directly(
+        self, part: Part, root: int, chunk: Chunk, takes_any: bool
+    ) -> tuple[Chunk, Any]:
+        """Tell ranks that pass no array what the root's chunks are; do it all, if on the host.
+
+        Returns:
+            A chunk, and the result if there is one already.
+        """
+        if not takes_any:
+            name = f"scatter(root={root}, {chunk.dtype.name}, shape={chunk.shape}, device='cuda')"
+            job = Job("scatter", chunk.dtype, root=root, shape=chunk.shape, part_of=name)
+            job.header = chunk.header if self.rank == root else ()
+            part(job, None, "direct")
+            return chunk, None
+        told: list[Chunk] = []
+
+        def allocate(header: Sequence[int]) -> View:
+            told.append(Chunk.told(header))
+            return NOTHING if told[0].on_gpu else told[0].empty()
+
+        job = Job("scatter", chunk.dtype, root=root, allocate=allocate)
+        result = part(job, None, "direct")
+        return told[0], result
+
+    def _say_by_broadcast(
+        self, part: Part, root: int, chunk: Chunk, takes_any: bool
+    ) -> tuple[Chunk, Any]:
+        """Tell all ranks what the root's chunks are: as `_say_directly`, but no more than that."""
+        ahead, name = view(chunk.padded), f"scatter(root={root})"
+        part(Job("broadcast", ahead.dtype, output=ahead, root=root, part_of=name), None)
+        return Chunk.told(ahead.owner), None
+
+    def _chunk_memory(self, chunk: Chunk) -> View:
+        if not chunk.on_gpu:
+            return chunk.empty()
+        return view(self._collectives.on_device.empty(chunk.shape, chunk.dtype_of_kind, "cuda"))
+
+    def _scatter_job(self, root: int, source: View, target: View, chunk: Shape) -> Job:
         counts = (target.count,) * self.size
         return Job("scatter", target.dtype, source, target, counts, root=root, shape=chunk)
 
@@ -238,13 +279,3 @@ class Collectives(UniformCollectives):
         if target.nbytes and target.address < end and begin < target.address + target.nbytes:
             raise ArgumentError(f"rank {self.rank}: out= overlaps x: pass another array, or none")
         return target
-
-
-def _padded(header: Sequence[int]) -> np.ndarray:
-    return np.array([*header, *[0] * (_HEADER_ENTRIES - len(header))], np.int64)
-
-
-def _allocated(header: Sequence[int]) -> tuple[Shape, View]:
-    code, as_tensor, dimensions, *rest = map(int, header)
-    shape = tuple(rest[:dimensions])
-    return shape, arrays.empty(shape, list(DTYPES.values())[code], bool(as_tensor))

@@ -10,6 +10,7 @@ from typing import Any
 from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
 from pycomm.arrays import HOST, array_of, returned
+from pycomm.devices.work import StreamWork
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
@@ -26,7 +27,8 @@ from pycomm.work import Handed, Work
 from pycomm.world import World
 
 Part = Callable[..., Any]
-"""Part(job, out, algorithm=None) runs one collective of several, and returns its result."""
+"""Part(job, out, algorithm=None) runs one collective of several, and returns its result: on a GPU,
+its Work, for it may run on a thread that has not the caller's stream."""
 
 
 def _recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:
@@ -152,12 +154,8 @@ class Dispatcher:
         if self.closed:
             return total
         if isinstance(self.transport, SharedMemory):
-            for kind, (
-                operations,
-                nbytes,
-                busy_s,
-                idle_s,
-            ) in self.transport.quick.quick_counts.items():
+            counts = self.transport.quick.quick_counts
+            for kind, (operations, nbytes, busy_s, idle_s) in counts.items():
                 total.operations += operations
                 total.busy_s += busy_s
                 total.idle_s += idle_s
@@ -234,6 +232,8 @@ class Dispatcher:
         return run(site)
 
     def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
+        if job.device != HOST:
+            return self._work_on_device(job, self._enqueuing(job, True, name)(site), out)
         return self._run(job, self._prepare(job, name, None), out, site)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
@@ -246,6 +246,13 @@ class Dispatcher:
 
     def _start_on_device(self, job: Job, out: Any, async_op: bool, algorithm: str | None) -> Any:
         """Enqueue a collective of device arrays, once all hosts are there."""
+        event = self._in_turn(self._enqueuing(job, async_op, algorithm), False)
+        return self._work_on_device(job, event, out) if async_op else returned(job.output, out)
+
+    def _enqueuing(
+        self, job: Job, async_op: bool, algorithm: str | None
+    ) -> Callable[[str | None], Any]:
+        """Return what enqueues a collective behind what the caller's stream has now."""
         chosen = self.on_device.algorithm(job, algorithm)
         job.fingerprint = fingerprint(job, chosen.name)
         start = self.on_device.prepared(job, async_op)
@@ -254,9 +261,9 @@ class Dispatcher:
             meeting = HostMeeting(self.transport, self._kernels, job)
             return self._perform(job, chosen, lambda: start(meeting), site)
 
-        event = self._in_turn(run, False)
-        if event is None:
-            return returned(job.output, out)
+        return run
+
+    def _work_on_device(self, job: Job, event: Any, out: Any) -> StreamWork:
         packed = job.output if out is not None and job.output.packed else None
         return self.on_device.work(job, event, array_of(job.output, out), packed)
 

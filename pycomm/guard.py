@@ -34,9 +34,9 @@ ROOTED = ("broadcast", "reduce", "gather", "scatter")
 def fingerprint(job: Job, algorithm: str) -> int:
     """Return 64 bits that differ for different calls, and are the same in every process."""
     elements = job.elements if isinstance(job.elements, tuple) else (job.elements,)
-    plain = algorithm == "direct" and not job.part_of
-    if plain and job.kind == "scatter":
+    if algorithm == "direct" and job.kind == "scatter":
         return _native.fingerprint(job.kind, 0, 0, job.root, ())
+    plain = algorithm == "direct" and not job.part_of
     kind = job.kind if plain else f"{job.kind}/{algorithm}/{job.part_of}"
     op = job.op.code if job.op.name in OPS[:-1] else _digest(job.op)
     return _native.fingerprint(kind, job.dtype.code, op, job.root, elements)
@@ -46,7 +46,7 @@ def detail(job: Job) -> int:
     """Return what tells the chunks of a scatter apart; 0 on ranks that take any, and elsewhere."""
     if job.kind != "scatter" or job.allocate:
         return 0
-    return _native.fingerprint("chunk", job.dtype.code, 0, 0, job.shape or ())
+    return _native.fingerprint(f"chunk{job.part_of}", job.dtype.code, 0, 0, job.shape or ())
 
 
 @lru_cache(maxsize=1024)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.arrays import View, is_tensor, place_name, view
+from pycomm.arrays import View, is_tensor, place_name
 from pycomm.devices.process import Device, check_device, process_device
 from pycomm.devices.work import StreamWork
 from pycomm.errors import ArgumentError, CommError, MismatchError
@@ -22,6 +22,10 @@ from pycomm.transport.base import Transport
 from pycomm.transport.cuda_ipc import CudaIpc
 from pycomm.transport.cuda_peer import CudaPeer
 from pycomm.transport.job import Job
+from pycomm.types import DTYPES
+from pycomm.work import Task
+
+_BYTES = DTYPES["uint8"]
 
 
 class HostMeeting:
@@ -45,8 +49,9 @@ class HostMeeting:
         if "all_gather" not in self._transport.fused:
             return gather_rows(self._transport, self._kernels, row)
         rows = np.empty((self._transport.size, row.size), row.dtype)
-        source, counts = view(row), (row.size,) * self._transport.size
-        job = Job("all_gather", source.dtype, source, view(rows), counts, part_of=self._what)
+        counts = (row.nbytes,) * self._transport.size
+        source, target = _bytes_of(row), _bytes_of(rows)
+        job = Job("all_gather", _BYTES, source, target, counts, part_of=self._what)
         job.fingerprint = self._word
         self._transport.run(job)
         return rows
@@ -68,13 +73,19 @@ class HostMeeting:
         if self._failure is not None:
             raise self._failure
 
-    @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """Let the next `meet` raise, on all ranks, what is raised here."""
-        try:
-            yield
-        except Exception as error:
-            self._failure = self._failure or error
+    def told(self) -> HostMeeting:
+        """Return a context: the next `meet` raises, on all ranks, what is raised here."""
+        return self
+
+    def __enter__(self) -> None:
+        """Begin what may fail."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        """Keep the first error; those that end the process go on."""
+        if not isinstance(error, Exception):
+            return False
+        self._failure = self._failure or error
+        return True
 
     def _others(self, notes: list[str]) -> CommError:
         told = [f"  rank {rank}: {note}" for rank, note in enumerate(notes) if note]
@@ -155,19 +166,55 @@ class OnDevice:
         if asynchronous or transport is None or not transport.order.capturable(job):
             raise ArgumentError(
                 f"rank {self._rank}: {job.kind} cannot be captured into a CUDA graph: every rank "
-                "needs a GPU of its own with access to all others; make the same call, with the "
-                "same symmetric arrays (Communicator.empty), once before, and without async_op"
+                "needs a GPU of its own with access to all others; make the same call once before, "
+                "with symmetric arrays (Communicator.empty), and without async_op"
             )
 
     def work(self, job: Job, event: Any, result: Any, packed: View | None) -> StreamWork:
         """Return the Work of a collective that was enqueued."""
-        return StreamWork(process_device().runtime, event, result, packed, of_torch(job))
+        assert self._transport is not None, "it has enqueued the collective"
+        check = self._transport.order.check
+        return StreamWork(process_device().runtime, event, result, packed, of_torch(job), check)
 
     def close(self) -> None:
         """Wait for asynchronous collectives."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+
+class TaskOnDevice:
+    """Work of a thread that may find, once the others have told it, that a GPU does it."""
+
+    def __init__(self, task: Task):
+        self._task = task
+
+    def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
+        """Return the operation's result, for which the current stream waits; or raise."""
+        result = self._task.wait(timeout)
+        if isinstance(result, StreamWork):
+            return result.wait(timeout, host=host)
+        return result
+
+    def done(self) -> bool:
+        """Say whether the operation is complete, also if it failed."""
+        return self._task.done() and (self._enqueued is None or self._enqueued.done())
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        failed = self._task.exception()
+        return failed or (self._enqueued.exception() if self._enqueued else None)
+
+    @property
+    def _enqueued(self) -> StreamWork | None:
+        if not self._task.done() or self._task.exception() is not None:
+            return None
+        result = self._task.wait()
+        return result if isinstance(result, StreamWork) else None
+
+
+def _bytes_of(row: np.ndarray) -> View:
+    return View(row, _BYTES, row.nbytes, _native.address(row))
 
 
 def of_torch(job: Job) -> bool:

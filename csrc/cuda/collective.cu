@@ -89,12 +89,13 @@ __device__ Arrays stage(const ReduceBetweenArgs& a, const Meeting& meeting) {
   return Arrays(a, count, int64_t(to - a.group.boards[a.group.rank]), begin * size);
 }
 
-// Chunks of all copies are dealt out to the blocks of the grid.
+// Chunks of all copies are dealt out to the blocks of the grid, those of each from another one on.
 __device__ inline void copy(const CopyBetweenArgs& a) {
   constexpr int64_t chunk = 16384;
   for (int64_t k = 0; k < a.copies; k++) {
     const Array array = {a.sources[k], a.targets[k], a.bytes[k]};
-    for (int64_t begin = blockIdx.x * chunk; begin < array.count; begin += gridDim.x * chunk) {
+    const int64_t first = (blockIdx.x + k) % gridDim.x * chunk;
+    for (int64_t begin = first; begin < array.count; begin += gridDim.x * chunk) {
       const int64_t end = begin + chunk < array.count ? begin + chunk : array.count;
       move<Bytes>(array, begin, end, 1.0, {int(threadIdx.x), kBlockThreads});
     }

@@ -97,7 +97,7 @@ __device__ void store_vectors(T* to, const Run<T, N>& run) {
   Word word[words];
   memcpy(word, run.at, sizeof(run));
 #pragma unroll
-  for (int w = 0; w < words; w++) reinterpret_cast<Word*>(to)[w] = word[w];
+  for (int w = 0; w < words; w++) put(reinterpret_cast<Word*>(to) + w, word[w]);
 }
 
 // Vector: by the widest accesses; otherwise one element.

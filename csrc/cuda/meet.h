@@ -53,11 +53,15 @@ struct Group {
 
 #ifdef __CUDACC__
 __device__ inline void store_release(uint64_t* to, uint64_t x) {
-  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(x) : "memory");
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "l"(x)
+               : "memory");
 }
 __device__ inline uint64_t load_acquire(const uint64_t* from) {
   uint64_t x;
-  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(x) : "l"(from) : "memory");
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];"
+               : "=l"(x)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
   return x;
 }
 __device__ inline uint64_t nanoseconds() {

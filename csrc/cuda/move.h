@@ -57,37 +57,47 @@ struct Team {
   int thread, count;
 };
 
+// The words that hold a unit, as they are in memory.
 template <class C, bool Straddles>
-PYCOMM_INLINE void read_unit(uint64_t aligned, int shift, typename C::Word (&unit)[C::kWords]) {
-  using Word = typename C::Word;
-  Word words[C::kWords + Straddles];
-#pragma unroll
-  for (int k = 0; k < C::kWords + Straddles; k++) words[k] = at<const Word>(aligned + k * C::kWord);
-#pragma unroll
-  for (int k = 0; k < C::kWords; k++) {
-    if constexpr (Straddles)
-      unit[k] = straddling(words[k], words[k + 1], shift);
-    else
-      unit[k] = words[k];
-  }
-}
+struct Unit {
+  typename C::Word words[C::kWords + Straddles];
 
+  PYCOMM_INLINE void load(uint64_t aligned) {
+#pragma unroll
+    for (int k = 0; k < C::kWords + Straddles; k++)
+      words[k] = at<const typename C::Word>(aligned + k * C::kWord);
+  }
+
+  PYCOMM_INLINE Word16 converted(int shift, double factor) const {
+    typename C::Word unit[C::kWords];
+#pragma unroll
+    for (int k = 0; k < C::kWords; k++) {
+      if constexpr (Straddles)
+        unit[k] = straddling(words[k], words[k + 1], shift);
+      else
+        unit[k] = words[k];
+    }
+    return C::convert(unit, factor);
+  }
+};
+
+// All loads of a batch come before the first use of one.
 template <class C, bool Straddles>
 PYCOMM_INLINE void move_units(uint64_t source, uint64_t target, int64_t units, double factor,
                               Team team) {
+  constexpr int batch = Straddles ? (C::kBatch + 1) / 2 : C::kBatch;
   const int shift = int(source % C::kWord);
-  for (int64_t first = team.thread; first < units; first += C::kBatch * team.count) {
-    typename C::Word words[C::kBatch][C::kWords];
+  for (int64_t first = team.thread; first < units; first += batch * team.count) {
+    Unit<C, Straddles> loaded[batch];
 #pragma unroll
-    for (int k = 0; k < C::kBatch; k++) {
+    for (int k = 0; k < batch; k++) {
       const int64_t unit = first + k * team.count;
-      if (unit < units)
-        read_unit<C, Straddles>(source - shift + unit * C::kUnitBytes, shift, words[k]);
+      if (unit < units) loaded[k].load(source - shift + unit * C::kUnitBytes);
     }
 #pragma unroll
-    for (int k = 0; k < C::kBatch; k++) {
+    for (int k = 0; k < batch; k++) {
       const int64_t unit = first + k * team.count;
-      if (unit < units) at<Word16>(target + unit * 16) = C::convert(words[k], factor);
+      if (unit < units) put(&at<Word16>(target + unit * 16), loaded[k].converted(shift, factor));
     }
   }
 }

@@ -36,12 +36,16 @@ struct DequantizeArgs {
 namespace {
 
 __device__ inline uint32_t warp_maximum(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, x);
+#else
 #pragma unroll
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) {
     uint32_t other = __shfl_xor_sync(~0u, x, mask);
     x = other > x ? other : x;
   }
   return x;
+#endif
 }
 
 template <DType D, DType Q, bool Vector>
@@ -142,6 +146,11 @@ struct Dequantizer {
       }
   }
 
+  __device__ void add_all(const Input (&in)[each], Sums (&sums)[each], bool first) const {
+#pragma unroll
+    for (int u = 0; u < each; u++) add(in[u], sums[u], first);
+  }
+
   __device__ void begin(const Place& lane, Sums& sums) const {
 #pragma unroll
     for (int r = 0; r < runs; r++)
@@ -162,18 +171,17 @@ struct Dequantizer {
 
   __device__ void run() const {
     Sums sums[each] = {};
-    Input next[each] = {};
+    Input even[each] = {}, odd[each] = {};  // by turns, see reduce.cu
 #pragma unroll
     for (int u = 0; u < each; u++)
       if (a.partial_in && mine(u)) begin(lane(u), sums[u]);
-    load_all(0, next);
-    for (int64_t k = 0; k < a.inputs; k++) {
-      Input now[each];
-#pragma unroll
-      for (int u = 0; u < each; u++) now[u] = next[u];
-      if (k + 1 < a.inputs) load_all(k + 1, next);
-#pragma unroll
-      for (int u = 0; u < each; u++) add(now[u], sums[u], k == 0 && !a.partial_in);
+    load_all(0, even);
+    for (int64_t k = 0; k < a.inputs; k += 2) {
+      const bool another = k + 1 < a.inputs;
+      if (another) load_all(k + 1, odd);
+      add_all(even, sums, k == 0 && !a.partial_in);
+      if (k + 2 < a.inputs) load_all(k + 2, even);
+      if (another) add_all(odd, sums, false);
     }
 #pragma unroll
     for (int u = 0; u < each; u++)

@@ -61,15 +61,17 @@ struct Tile {
       }
   }
 
+  // In two sets of registers by turns: copied from one to the other, an input would have to arrive
+  // before the next one is asked for.
   __device__ void add_inputs(Sums (&sums)[each]) const {
-    Stored next[each] = {};
-    if (a.inputs_count > 0) load(a.input(0), next);
-    for (int64_t k = 0; k < a.inputs_count; k++) {
-      Stored now[each];
-#pragma unroll
-      for (int u = 0; u < each; u++) now[u] = next[u];
-      if (k + 1 < a.inputs_count) load(a.input(k + 1), next);
-      add(sums, now, k == 0 && !a.partial_in);
+    Stored even[each] = {}, odd[each] = {};
+    if (a.inputs_count > 0) load(a.input(0), even);
+    for (int64_t k = 0; k < a.inputs_count; k += 2) {
+      const bool another = k + 1 < a.inputs_count;
+      if (another) load(a.input(k + 1), odd);
+      add(sums, even, k == 0 && !a.partial_in);
+      if (k + 2 < a.inputs_count) load(a.input(k + 2), even);
+      if (another) add(sums, odd, false);
     }
   }
 

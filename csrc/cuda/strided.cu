@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kBlockThreads) strided_items(StridedArgs a) {
 }
 
 template <int Unpack>
-__global__ void __launch_bounds__(kBlockThreads) strided_rows(StridedArgs a) {
+__global__ void __launch_bounds__(kBlockThreads, 3) strided_rows(StridedArgs a) {
   using Bytes = Conversion<int(DType::u8), int(DType::u8)>;
   const Team team = {int(threadIdx.x % kWarpThreads), kWarpThreads};
   const int64_t warp = int64_t(blockIdx.x) * kBlockWarps + threadIdx.x / kWarpThreads;

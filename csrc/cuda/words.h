@@ -33,9 +33,30 @@ struct WordOf<16> {
   using T = Word16;
 };
 
+// What lies in the device's memory; said so, since generic accesses are slower.
 template <class T>
 PYCOMM_INLINE T& at(uint64_t address) {
+#ifdef __CUDA_ARCH__
+  return *static_cast<T*>(__cvta_global_to_generic(address));
+#else
   return *reinterpret_cast<T*>(address);
+#endif
+}
+
+// Writes a word there by one instruction: the compiler, left to itself, splits some of 16 bytes.
+template <class T>
+PYCOMM_INLINE void put(T* to, T word) {
+  *to = word;
+}
+PYCOMM_INLINE void put(Word16* to, Word16 word) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v2.b64 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "l"(word.low), "l"(word.high)
+               : "memory");
+#else
+  *to = word;
+#endif
 }
 
 // The word that begins `shift` bytes into the pair (a, b); little-endian. For 0 it is a.

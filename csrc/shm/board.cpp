@@ -32,6 +32,7 @@ Board::Board(Segment segment, int rank, int size, bool crowded, double timeout, 
     : segment_(std::move(segment)),
       rank_(rank),
       size_(size),
+      crowded_(crowded),
       spins_(crowded ? 20 : 4000),
       groups_(std::move(groups)),
       whole_bytes_(crowded ? kWholeBytes : kWholeBytes / 64),
@@ -119,7 +120,8 @@ void Board::offer(const Call& call, const void* data, size_t bytes, bool reads) 
   Line& mine = line(rank_);
   mine.offer = Offer::nothing;
   mine.staged_at = uint32_t(staged_);
-  if (!data && call.target && bytes >= kTargetBytes) {
+  const bool closes = bytes > whole_bytes_;  // nobody else stages it whole: a barrier follows
+  if (!data && call.target && closes && bytes >= kTargetBytes) {
     mine.place = Slabs::instance().find(call.target);
     if (mine.place.serial) mine.offer = Offer::target;
   }

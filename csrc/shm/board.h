@@ -8,6 +8,7 @@
 // leaders say that they have (release and acquire, twice).
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -135,6 +136,13 @@ class Board {
   // After open() returned pipelined: that `count` pieces of at most `bytes` follow, and the staging
   // of rank r for piece k. Others may read piece k until they have passed the barrier after next.
   void cut(size_t count, size_t bytes);
+
+  // The size of pieces of `bytes` where some ranks only bring and the others only take: four at
+  // least, so that both are busy, unless ranks share cores.
+  size_t one_way_bytes(size_t bytes) const {
+    const size_t quarter = in_lines(bytes / 4);
+    return crowded_ ? kSegmentBytes : std::max(kSegmentBytes / 4, std::min(quarter, kSegmentBytes));
+  }
   char* piece(int r, size_t k) { return ring(r) + (first_piece(r) + k) % slots_ * stride_; }
 
   // Copies to this rank's piece k. What is computed is better brought than written there if
@@ -212,7 +220,9 @@ class Board {
   void check(const Counter&, uint64_t target, int peer, double waited_s, Idle&);
 
   Segment segment_;
-  int rank_, size_, spins_;
+  int rank_, size_;
+  bool crowded_;
+  int spins_;
   const Groups groups_;
   std::optional<int> led_;                  // the node of the group that this rank leads
   std::vector<int> members_of_led_, read_;  // nodes: the others of that group; what everyone reads

@@ -151,7 +151,7 @@ void broadcast(Board& board, uint64_t fingerprint, void* data, size_t bytes, int
     if (path == Path::in_place) board.barrier(idle);
     return;
   }
-  const size_t per = Board::kSegmentBytes;
+  const size_t per = board.one_way_bytes(bytes);
   auto length = [&](size_t k) { return std::min(per, bytes - k * per); };
   auto bring = [&](size_t k) {
     if (mine) board.bring(k, 0, to + k * per, length(k));

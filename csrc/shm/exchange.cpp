@@ -19,11 +19,12 @@ size_t piece_bytes(size_t bytes, size_t per, size_t k) {
   return std::min(per, bytes - std::min(bytes, k * per));
 }
 
-// Each rank's place in a piece that holds a part of the chunk for every other rank; `longest`: the
-// bytes of the longest chunk.
+// Each rank's place in a piece of about `bytes` that holds a part of the chunk for every other
+// rank; `longest`: the bytes of the longest chunk.
 struct Slots {
-  Slots(int size, size_t longest) : size(size), others(size_t(std::max(1, size - 1))) {
-    per = std::min(Board::kSegmentBytes / others / 64 * 64, in_lines(longest));
+  Slots(int size, size_t longest, size_t bytes = Board::kSegmentBytes)
+      : size(size), others(size_t(std::max(1, size - 1))) {
+    per = std::min(bytes / others / 64 * 64, in_lines(longest));
   }
   size_t at(int from, int to) const { return size_t((to - from - 1 + size) % size) * per; }
   size_t bytes() const { return others * per; }
@@ -34,7 +35,7 @@ struct Slots {
 void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
                       const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
-  const size_t per = Board::kSegmentBytes;
+  const size_t per = board.one_way_bytes(bytes);
   auto length = [&](size_t k) { return piece_bytes(bytes, per, k); };
   auto bring = [&](size_t k) {
     if (me != root) board.bring(k, 0, in + k * per, length(k));
@@ -49,7 +50,7 @@ void gather_pipelined(Board& board, const char* in, char* out, size_t bytes, int
 void scatter_pipelined(Board& board, const char* in, char* out, size_t bytes, int root,
                        const CopyOut& copy_out, Idle& idle) {
   const int me = board.rank(), size = board.size();
-  const Slots slots(size, bytes);
+  const Slots slots(size, bytes, board.one_way_bytes(bytes * size_t(size - 1)));
   auto length = [&](size_t k) { return piece_bytes(bytes, slots.per, k); };
   auto bring = [&](size_t k) {
     for (int p = 0; p < size && me == root; p++)

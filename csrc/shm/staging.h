@@ -19,37 +19,41 @@ class Staging {
  public:
   PastCaches way = PastCaches::where_faster;
 
-  // An operation of so many pieces. In one of kEvery that have two, the first is written into the
-  // caches and the second past them; what is much faster then is done from there on.
+  // An operation of so many pieces.
   void begin(size_t pieces) {
-    samples_ = way == PastCaches::where_faster && pieces >= 2 && operations_++ % kEvery == 0;
-    timed_ = 0;
+    first_ = next_;
+    next_ += pieces;
   }
 
+  // Of kEvery pieces, whatever operations they belong to, one is written into the caches and one
+  // past them; the others in the way that was faster then.
   bool past_caches(size_t k) const {
     if (way != PastCaches::where_faster) return way == PastCaches::always;
-    return samples_ && k < 2 ? k == 1 : faster_past_;
+    const size_t turn = (first_ + k) % kEvery;
+    return turn < 2 ? turn == 1 : faster_past_;
   }
 
   // Writes a part of piece k.
   void write(size_t k, char* to, const char* from, size_t bytes) {
+    const size_t number = first_ + k, turn = number % kEvery;
     const CopyOut copy_out(past_caches(k));
-    if (!samples_ || k >= 2 || k != timed_ || bytes < kSampleBytes)
-      return copy_out(to, from, bytes);
+    if (turn >= 2 || number == timed_ || bytes < kTimedBytes) return copy_out(to, from, bytes);
     const auto start = std::chrono::steady_clock::now();
     copy_out(to, from, bytes);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    s_per_byte_[timed_++] = took.count() / double(bytes);
-    if (k == 1) faster_past_ = s_per_byte_[0] > kMuch * s_per_byte_[1];
+    s_per_byte_[turn] = took.count() / double(bytes);
+    timed_ = number;
+    if (turn == 1) faster_past_ = s_per_byte_[0] > kMuch * s_per_byte_[1];
   }
 
  private:
-  static constexpr size_t kEvery = 8;
-  static constexpr size_t kSampleBytes = size_t(16) << 10;
+  static constexpr size_t kEvery = 64;
+  static constexpr size_t kTimedBytes = size_t(8) << 10;
   static constexpr double kMuch = 2;
 
-  bool samples_ = false, faster_past_ = false;
-  size_t operations_ = 0, timed_ = 0;
+  bool faster_past_ = false;
+  size_t first_ = 0, next_ = 0;  // pieces: of this operation, and of the next one
+  size_t timed_ = size_t(-1);    // the last one; only its first part is, the others are in caches
   double s_per_byte_[2] = {};
 };
 

@@ -137,6 +137,8 @@ class CudaKernels(
 
     def _copy(self, source: DeviceView, targets: Sequence[DeviceView]) -> None:
         """Copy into those outputs that one launch has no room for."""
+        if not targets:
+            return
         kernel, nbytes = _kernel(_BYTES, SUM), source.nbytes
         for first in range(0, len(targets), MOST_ARRAYS):
             outputs = [v.address for v in targets[first : first + MOST_ARRAYS]]
@@ -232,7 +234,7 @@ def _plain(op: ReduceOp, dtype: DType) -> ReduceOp:
 
 def _kernel(dtype: DType, op: ReduceOp) -> str:
     """Return the name of the kernel, or raise UnsupportedError where there is none."""
-    return _kernel_name(getattr(dtype, "name", str(dtype)), op.name)
+    return _kernel_name(dtype.name if isinstance(dtype, DType) else dtype, op.name)
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import hashlib
 import os
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from pycomm.errors import CommError
@@ -93,7 +94,7 @@ def _read(path: Path) -> Binary | None:
 
 def _write(path: Path, binary: Binary) -> None:
     """Keep a binary, whole or not at all; where nothing can be written it is compiled anew."""
-    made = path.with_suffix(f".{os.getpid()}")
+    made = path.with_suffix(f".{os.getpid()}-{get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made.write_bytes(binary.symbol.encode() + b"\n" + binary.code)

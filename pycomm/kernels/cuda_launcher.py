@@ -57,12 +57,11 @@ class CupyLauncher:
         self._programs: dict[Program, tuple[int, Any]] = {}
         self._bound = threading.local()
         self._recent: deque[tuple[str, int, bytes]] = deque(maxlen=_REMEMBERED)
-        attributes = self._cupy.cuda.Device(self.device).attributes
-        self.multiprocessors: int = attributes["MultiProcessorCount"]
-        self.capability = (
-            int(attributes["ComputeCapabilityMajor"]),
-            int(attributes["ComputeCapabilityMinor"]),
+        self.multiprocessors: int = runtime.deviceGetAttribute(
+            runtime.cudaDevAttrMultiProcessorCount, self.device
         )
+        capability = self._cupy.cuda.Device(self.device).compute_capability  # such as "90"
+        self.capability = int(capability[:-1]), int(capability[-1])
         self._launch = self._cupy.cuda.driver.launchKernel
 
     def launch(self, kernel: str, grid: int, args: bytes) -> None:
@@ -73,11 +72,8 @@ class CupyLauncher:
         """
         self._recent.append((kernel, grid, args))
         try:
-            function = self._function(kernel)
-            self._bind()
             parameters = (ctypes.c_char_p * 1)(args)  # addresses of the parameters: the one struct
-            address = ctypes.addressof(parameters)
-            self._launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, self._stream(), address, 0)
+            self._start(self._function(kernel), grid, ctypes.addressof(parameters))
         except self._errors() as error:
             raise CudaError(self._failure(error)) from None
 
@@ -92,10 +88,7 @@ class CupyLauncher:
         first, size = ctypes.addressof(words), ctypes.sizeof(ctypes.c_uint64)
         parameters = (ctypes.c_void_p * len(words))(*(first + size * k for k in range(len(words))))
         try:
-            function, stream = self._function_of(program), self._stream()
-            self._bind()
-            address = ctypes.addressof(parameters)
-            self._launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, address, 0)
+            self._start(self._function_of(program), grid, ctypes.addressof(parameters))
         except self._errors() as error:
             raise CudaError(self._failure(error)) from None
 
@@ -106,8 +99,8 @@ class CupyLauncher:
             CudaError: a kernel failed.
         """
         try:
-            self._bind()
-            self._cupy.cuda.runtime.streamSynchronize(self._stream())
+            with self._cupy.cuda.Device(self.device):
+                self._cupy.cuda.runtime.streamSynchronize(self._stream())
         except self._errors() as error:
             raise CudaError(self._failure(error)) from None
 
@@ -151,13 +144,22 @@ class CupyLauncher:
             self._programs[program] = function.ptr, function
         return self._programs[program][0]
 
-    def _bind(self) -> None:
-        """Make the GPU this thread's current one, which a launch needs, at the first launch."""
+    def _start(self, function: int, grid: int, parameters: int) -> None:
+        """Launch on the GPU, which a launch needs to be this thread's current one meanwhile."""
+        runtime = self._cupy.cuda.runtime
+        before = runtime.getDevice()
         if not getattr(self._bound, "done", False):
-            runtime = self._cupy.cuda.runtime
             runtime.setDevice(self.device)
             runtime.free(0)  # makes the context
             self._bound.done = True
+        elif before != self.device:
+            runtime.setDevice(self.device)
+        try:
+            stream = self._stream()
+            self._launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, parameters, 0)
+        finally:
+            if before != self.device:
+                runtime.setDevice(before)
 
     def _current_stream(self) -> int:
         stream = self._cupy.cuda.get_current_stream(self.device).ptr

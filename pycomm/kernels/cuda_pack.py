@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.kernels.conversions import BYTES, convertible
@@ -23,6 +23,20 @@ from pycomm.types import DType
 
 INLINE_PIECES = 120
 """A table of up to so many pieces travels with the launch; `kInlinePieces` in pack.cu."""
+
+_HEAD, _FACTOR = struct.Struct("<QqqqqQQ"), struct.Struct("<d")
+
+
+class _Launch(NamedTuple):
+    """A launch with all its arguments but the factor, which comes between `head` and `table`.
+
+    A grid of 0: there is nothing to do.
+    """
+
+    kernel: str
+    grid: int
+    head: bytes
+    table: bytes
 
 
 class Packing:
@@ -57,7 +71,7 @@ class Packing:
         self.bucket_bytes = max(map(sum, zip(self._places, self._lengths)), default=0)
         self._overlap = overlapping_pair([(a.address, a.nbytes) for a in self.arrays])
         self._pieces: dict[bool, Pieces] = {}
-        self._checked: set[tuple[int, int, bool]] = set()
+        self._launches: dict[tuple[int, int, int, bool, bool], _Launch] = {}
 
     def pack(self, bucket: Any, factor: float = 1.0) -> None:
         """Copy every array to its place in `bucket`, converted and multiplied by `factor`.
@@ -70,7 +84,7 @@ class Packing:
                 not aligned to the elements that are to be converted.
             UnsupportedError: there is a factor, and the dtype is neither float nor complex.
         """
-        self._launch(self.dtype, self.bucket_dtype, device_view(bucket), factor, pack=True)
+        self._launch(device_view(bucket), factor, pack=True)
 
     def unpack(self, bucket: Any, factor: float = 1.0) -> None:
         """Copy every array from its place in `bucket`, converted and multiplied by `factor`.
@@ -83,26 +97,35 @@ class Packing:
             raise ArgumentError(
                 "arrays {} and {} overlap: unpacking would write both".format(*self._overlap)
             )
-        self._launch(self.bucket_dtype, self.dtype, device_view(bucket), factor, pack=False)
+        self._launch(device_view(bucket), factor, pack=False)
 
-    def _launch(
-        self, source: DType, target: DType, bucket: DeviceView, factor: float, pack: bool
-    ) -> None:
-        codes = _kernel_codes(source, target, factor)
+    def _launch(self, bucket: DeviceView, factor: float, pack: bool) -> None:
+        seen = (bucket.address, bucket.nbytes, bucket.device, pack, factor == 1.0)
+        launch = self._launches.get(seen)
+        if launch is None:
+            launch = self._launches[seen] = self._prepared(bucket, factor, pack)
+        kernel, grid, head, table = launch
+        if grid:
+            self._launcher.launch(kernel, grid, head + _FACTOR.pack(factor) + table)
+
+    def _prepared(self, bucket: DeviceView, factor: float, pack: bool) -> _Launch:
+        """Check a bucket that is seen for the first time, and lay out the arguments."""
+        ends = (self.dtype, self.bucket_dtype) if pack else (self.bucket_dtype, self.dtype)
+        codes = _kernel_codes(*ends, factor)
         plain = codes == (BYTES.code, BYTES.code)
         self._check_bucket(bucket, plain)
         pieces = self._pieces_of(plain)
         if pieces.chunks == 0:
-            return
+            return _Launch("", 0, b"", b"")
         small = plain and pieces.count <= INLINE_PIECES
-        name = "pack_inline" if small else "pack"
         table = 0 if small else pieces.on_device(self._launcher).address
         columns = (0, 1, 0, bucket.address) if pack else (1, 0, bucket.address, 0)
-        args = struct.pack("<QqqqqQQd", table, pieces.count, pieces.chunks, *columns, factor)
-        if small:
-            args += pieces.bytes.ljust(INLINE_PIECES * 32, b"\0")
-        grid = grid_of(self._launcher, pieces.chunks)
-        self._launcher.launch(f"{name}<{codes[0]},{codes[1]}>", grid, args)
+        return _Launch(
+            f"{'pack_inline' if small else 'pack'}<{codes[0]},{codes[1]}>",
+            grid_of(self._launcher, pieces.chunks),
+            _HEAD.pack(table, pieces.count, pieces.chunks, *columns),
+            pieces.bytes.ljust(INLINE_PIECES * 32, b"\0") if small else b"",
+        )
 
     def _pieces_of(self, plain: bool) -> Pieces:
         """Return the table, in bytes where they are only copied, else in elements."""
@@ -115,10 +138,7 @@ class Packing:
         return self._pieces[plain]
 
     def _check_bucket(self, bucket: DeviceView, plain: bool) -> None:
-        """Check a bucket when it is first seen."""
-        seen = (bucket.address, bucket.nbytes, plain)
-        if seen in self._checked:
-            return
+        """Raise the error that says why a bucket cannot be packed."""
         if bucket.nbytes < self.bucket_bytes:
             raise ArgumentError(
                 f"the bucket has {bucket.nbytes} bytes, but {len(self.arrays)} arrays of "
@@ -129,7 +149,6 @@ class Packing:
         check_apart([whole], named("arrays", self.arrays), same=False)
         if not plain:
             self._check_alignment(bucket)
-        self._checked.add(seen)
 
     def _check_alignment(self, bucket: DeviceView) -> None:
         """Check what the kernel that converts wants: addresses are multiples of the element."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pycomm.errors import ArgumentError
@@ -12,6 +13,7 @@ from pycomm.kernels.cuda_base import OnDevice, grid_of
 from pycomm.kernels.device import (
     DeviceView,
     Named,
+    are_fit,
     check_apart,
     check_count,
     check_device,
@@ -26,6 +28,7 @@ INPUTS = 200
 
 _BLOCKS_AT_ONCE = BLOCK_THREADS // 32
 _FLOAT32 = DTYPES["float32"]
+_QUANTIZE = struct.Struct("<q3Q")
 _DEQUANTIZE = struct.Struct("<2qd2Q")
 
 
@@ -42,20 +45,26 @@ class CudaQuantize(OnDevice):
                 another device.
             UnsupportedError: there is no such quantisation.
         """
-        check_format(dtype, stored)
-        source = Named("x", device_view(x))
-        codes, factors = Named("values", device_view(values)), Named("scales", device_view(scales))
+        kernel = _quantizer(dtype.name, stored.name)
+        views = device_view(x), device_view(values), device_view(scales)
+        count = views[0].nbytes // dtype.itemsize
+        sizes = count * dtype.itemsize, count, 4 * scale_count(count)
+        if not are_fit(views, sizes, (dtype.itemsize, 1, 4), self._launcher.device):
+            self._explain_quantisation(*views, dtype)
+        if count:
+            args = _QUANTIZE.pack(count, *(v.address for v in views))
+            self._launcher.launch(kernel, self._grid_of_blocks(count), args)
+
+    def _explain_quantisation(
+        self, x: DeviceView, values: DeviceView, scales: DeviceView, dtype: DType
+    ) -> None:
+        """Raise the error that says what is wrong with the arrays of a quantisation."""
+        source, codes, factors = Named("x", x), Named("values", values), Named("scales", scales)
         check_device([source, codes, factors], self._launcher.device)
-        sizes = [(codes.view.nbytes, factors.view.nbytes)]
-        count = check_sizes(source.view.nbytes, dtype, sizes)
+        check_sizes(x.nbytes, dtype, [(values.nbytes, scales.nbytes)])
         check_count([source], dtype)
         check_count([factors], _FLOAT32)
         check_apart([codes, factors], [source, codes, factors], same=False)
-        if count:
-            addresses = (m.view.address for m in (source, codes, factors))
-            args = struct.pack("<q3Q", count, *addresses)
-            name = f"quantize<{dtype.code},{stored.code}>"
-            self._launcher.launch(name, self._grid_of_blocks(count), args)
 
     def dequantize_reduce(
         self,
@@ -130,6 +139,13 @@ class CudaQuantize(OnDevice):
 
     def _grid_of_blocks(self, count: int) -> int:
         return grid_of(self._launcher, -(-scale_count(count) // _BLOCKS_AT_ONCE))
+
+
+@cache
+def _quantizer(dtype: str, stored: str) -> str:
+    """Return the name of the kernel, or raise UnsupportedError where there is none."""
+    check_format(DTYPES[dtype], DTYPES[stored])
+    return f"quantize<{DTYPES[dtype].code},{DTYPES[stored].code}>"
 
 
 def _table(views: Sequence[DeviceView]) -> bytes:

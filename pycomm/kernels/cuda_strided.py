@@ -17,6 +17,7 @@ from pycomm.kernels.device import (
     Named,
     check_apart,
     check_device,
+    check_resolved,
     device_view,
 )
 
@@ -55,18 +56,20 @@ def strided_view(x: Any) -> StridedView:
     """Return the memory of a CuPy or NumPy array, a torch tensor, or of a StridedView.
 
     Raises:
+        ArgumentError: a conjugate or negative that torch has yet to compute.
         UnsupportedError: it is none of these.
     """
     if isinstance(x, StridedView):
         return x
     if is_tensor(x):
+        check_resolved(x)
         item = x.element_size()
         strides = tuple(stride * item for stride in x.stride())
         device = x.device.index if x.device.type == "cuda" else HOST
         return StridedView(x.data_ptr(), tuple(x.shape), strides, item, device)
     if isinstance(x, np.ndarray):
         return StridedView(x.ctypes.data, x.shape, x.strides, x.itemsize, HOST)
-    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+    if hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device"):
         return StridedView(x.data.ptr, x.shape, x.strides, x.itemsize, x.device.id)
     raise UnsupportedError(
         f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"

@@ -41,24 +41,33 @@ def device_view(x: Any) -> DeviceView:
     """Return the memory of a CuPy or NumPy array, a torch tensor, or of a DeviceView.
 
     Raises:
-        ArgumentError: it is strided.
+        ArgumentError: it is strided, or a conjugate or negative that torch has yet to compute.
         UnsupportedError: it is none of these.
     """
     if type(x) is DeviceView:
         return x
     if is_tensor(x):
         _must_be_contiguous(x.is_contiguous(), x)
-        device = x.device.index if x.device.type == "cuda" else HOST
-        return DeviceView(x.data_ptr(), x.numel() * x.element_size(), device, x)
+        check_resolved(x)
+        return DeviceView(x.data_ptr(), x.nbytes, x.get_device() if x.is_cuda else HOST, x)
     if isinstance(x, np.ndarray):
         _must_be_contiguous(x.flags.c_contiguous, x)
         return DeviceView(_native.address(x), x.nbytes, HOST, x)
-    if hasattr(x, "__cuda_array_interface__") and hasattr(x, "device"):
+    if hasattr(type(x), "__cuda_array_interface__") and hasattr(x, "device"):
         _must_be_contiguous(x.flags.c_contiguous, x)
         return DeviceView(x.data.ptr, x.nbytes, x.device.id, x)
     raise UnsupportedError(
         f"a {type(x).__name__} is no memory for CUDA kernels: pass a CuPy array or a torch tensor"
     )
+
+
+def check_resolved(x: Any) -> None:
+    """Raise ArgumentError unless a torch tensor's values are what its memory holds."""
+    if x.is_conj() or x.is_neg():
+        raise ArgumentError(
+            "a tensor whose memory is yet to be conjugated or negated, such as of x.conj(): "
+            "pass x.resolve_conj().resolve_neg()"
+        )
 
 
 def _must_be_contiguous(contiguous: bool, x: Any) -> None:
@@ -95,6 +104,29 @@ def are_alike(
                 return False
             if 0 < abs(target - source) < nbytes:
                 return False
+    return True
+
+
+def are_fit(
+    views: Sequence[DeviceView], sizes: Sequence[int], units: Sequence[int], device: int
+) -> bool:
+    """Say, fast, that the checks below find nothing wrong with arrays that share no memory.
+
+    Args:
+        views: the arrays.
+        sizes: of each in bytes.
+        units: what the address of each is a multiple of.
+        device: where all have to be.
+    """
+    spans: list[tuple[int, int]] = []
+    for (start, nbytes, place, _), size, unit in zip(views, sizes, units):
+        end = start + nbytes
+        if nbytes != size or place != device or start % unit:
+            return False
+        for low, high in spans:
+            if start < high and low < end:
+                return False
+        spans.append((start, end))
     return True
 
 

@@ -16,41 +16,49 @@ are done for each segment.
 from __future__ import annotations
 
 from collections import deque
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from pycomm.devices.base import HANDLE_BYTES, Stream
+from pycomm.devices.base import Stream
 from pycomm.devices.events import Events, OwnEvents
 from pycomm.devices.process import Chain, Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
 from pycomm.devices.topology import Mode, launchers, mode, unreachable
 from pycomm.errors import UnsupportedError
-from pycomm.kernels.device import DeviceView
-from pycomm.transport.device_moves import Reduce, Round, chunks_of, moves, source_of
+from pycomm.transport.device_moves import (
+    Copy,
+    Reduction,
+    Round,
+    chunks_of,
+    cut,
+    enqueued,
+    moves,
+    source_of,
+)
 from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
+from pycomm.transport.rank_slabs import RankSlabs
 
 NOWHERE = Place(-1, 0)
+_MOST_KNOWN = 1024
+"""So many calls are kept in mind."""
 
 
-class CudaIpc:
+class CudaIpc(RankSlabs):
     """The device collectives of one communicator, on the GPU of each of its ranks."""
 
     def __init__(self, device: Device, rank: int, size: int):
-        self.rank = rank
-        self.size = size
-        self._device = device
+        super().__init__(device, rank, size)
         self._runtime = device.runtime
         self._launchers: list[int] = []
         self._events = Events(device.runtime, rank)
-        self._bases: list[dict[int, int]] = [{} for _ in range(size)]
         self._ring: Block | None = None
         self._asynchronous = device.runtime.new_stream()
         self._reductions = device.runtime.new_stream()
         self.order = ByHosts()
         self._kept: deque[tuple[Any, Job]] = deque()
+        self.known: dict[Any, list[Copy | Reduction]] = {}
 
     def run(self, job: Job, meeting: Meeting, caller: Stream, asynchronous: bool) -> Any:
         """Enqueue a collective behind what is on the caller's stream, and return.
@@ -113,31 +121,6 @@ class CudaIpc:
         source, read = source_of(job), chunks_of(job, self.rank)
         return self._device.slabs.find(source.address, source.nbytes) if read else None
 
-    def learn(self, rows: np.ndarray, meeting: Meeting) -> None:
-        """Map the slabs in these rows of `Call` that are seen for the first time."""
-        slabs = [[int(s) for s in row[::2] if s >= 0] for row in rows]
-        new = [[s for s in seen if s not in self._bases[r]] for r, seen in enumerate(slabs)]
-        if not any(new):
-            return
-        handles = np.zeros((2, HANDLE_BYTES), np.uint8)
-        for row, slab in zip(handles, new[self.rank]):
-            handle = self._device.slabs.handle(slab)
-            row[: len(handle)] = np.frombuffer(handle, np.uint8)
-        found = meeting.gather(handles.reshape(-1)).reshape(self.size, 2, -1)
-        with meeting.told():
-            for rank, numbers in enumerate(new):
-                for slab, row in zip(numbers, found[rank]):
-                    self._bases[rank][slab] = self._base(rank, slab, row.tobytes())
-        meeting.meet()
-
-    def _base(self, rank: int, slab: int, handle: bytes) -> int:
-        device = self._device
-        return device.slabs.address(slab) if rank == self.rank else device.mapped.open(handle)
-
-    def address(self, rank: int, slab: int, offset: int) -> int:
-        """Return where a place in a rank's slab is mapped here."""
-        return self._bases[rank][slab] + offset
-
     @property
     def segment_bytes(self) -> int:
         """The size of each of the ring's two segments."""
@@ -161,8 +144,11 @@ class ByHosts:
         return Call(ranks, job, meeting, stream)
 
     def capturable(self, job: Job) -> bool:
-        """Say whether a collective can be captured into a CUDA graph: the hosts must not meet."""
+        """Say whether a collective can be captured into a CUDA graph: not if hosts order it."""
         return False
+
+    def check(self) -> None:
+        """Raise if a GPU is known to have failed others in a collective."""
 
 
 class Call:
@@ -176,10 +162,8 @@ class Call:
         self._runtime = ranks._runtime
         self._events: OwnEvents = ranks._events
         self._slabs = ranks._device.slabs
-        self._chunks = [chunks_of(job, rank) for rank in range(ranks.size)]
-        self._longest = max(map(max, filter(None, self._chunks)))
-        self._slot = ranks.segment_bytes // max(map(len, self._chunks)) // ALIGNMENT * ALIGNMENT
-        self._step = self._slot // job.dtype.itemsize
+        of_shape = cut(job, ranks.size, ranks.segment_bytes)
+        self._chunks, self._offsets, self._longest, self._slot, self._step = of_shape
         self._rows = np.empty((0, 4), np.int64)
         self._direct = False
 
@@ -244,16 +228,15 @@ class Call:
         return np.array([*place, *(where or NOWHERE)], np.int64)
 
     def _note_uses(self) -> None:
-        for x in (self._job.input, self._job.output):
+        for x in {self._job.input, self._job.output}:
             if place := self._slabs.find(x.address, x.nbytes):
                 self._slabs.note_use(place, self._stream)
 
     def _round(self, k: int) -> Round:
         job, ranks, item = self._job, self._ranks, self._job.dtype.itemsize
-        offsets = [list(accumulate(chunks, initial=0)) for chunks in self._chunks]
 
         def in_source(rank: int, chunk: int) -> int:
-            where = offsets[rank][chunk] * item
+            where = self._offsets[rank][chunk] * item
             if rank == ranks.rank:
                 return source_of(job).address + where
             return ranks.address(rank, *self._rows[rank, :2].tolist()) + where
@@ -270,21 +253,35 @@ class Call:
     def _enqueue_moves(self, k: int, stream: Stream) -> None:
         job, runtime = self._job, self._runtime
         with runtime.on(stream):
-            for move in moves(job, self._ranks.rank, self._round(k)):
-                if isinstance(move, Reduce):
-                    nbytes = move.elements * job.dtype.itemsize
-                    sources = [DeviceView(a, nbytes, runtime.device) for a in move.sources]
-                    targets = [DeviceView(a, nbytes, runtime.device) for a in move.targets]
-                    runtime.kernels.reduce_into(sources, targets, job.dtype, job.op)
-                elif move.target != move.source:
+            for move in self._moves(k):
+                if isinstance(move, Reduction):
+                    runtime.kernels.reduce_into(*move, job.dtype, job.op)
+                else:
                     runtime.copy(*move, stream)
+
+    def _moves(self, k: int) -> list[Copy | Reduction]:
+        """Return what to enqueue in a round; for arrays used directly what it was the last time."""
+        job, known = self._job, self._ranks.known
+        if not self._direct:
+            return self._find_moves(k)
+        shape = job.kind, job.dtype, job.counts, job.sent, job.root, job.output.count
+        key = *shape, job.input.address, job.output.address, self._rows.tobytes()
+        if key not in known:
+            if len(known) == _MOST_KNOWN:
+                known.clear()
+            known[key] = self._find_moves(k)
+        return known[key]
+
+    def _find_moves(self, k: int) -> list[Copy | Reduction]:
+        found = moves(self._job, self._ranks.rank, self._round(k))
+        return enqueued(found, self._job.dtype, self._runtime.device)
 
     def _copy_in(self, k: int) -> None:
         """Copy a segment of every chunk of this rank's source into its ring."""
         job, item, begin = self._job, self._job.dtype.itemsize, k * self._step
         ring = self._ranks.ring(self._stream) + k % 2 * self._ranks.segment_bytes
-        chunks = self._chunks[self._ranks.rank]
-        for chunk, (count, offset) in enumerate(zip(chunks, accumulate(chunks, initial=0))):
+        chunks, offsets = (of[self._ranks.rank] for of in (self._chunks, self._offsets))
+        for chunk, (count, offset) in enumerate(zip(chunks, offsets)):
             nbytes = max(0, min(self._step, count - begin)) * item
             source = source_of(job).address + (offset + begin) * item
             if nbytes:

@@ -10,8 +10,8 @@ and the hosts meet once a call, to compare it. In every collective
 Ordinary arrays go through the ring of two segments of cuda_ipc.py, with a kernel a segment. A
 user's operation is a kernel of its own, between two that only meet.
 
-A call that was made before can be captured into a CUDA graph: the hosts do not meet then, and what
-kernels count their meetings by lies on the GPU.
+A call that was made before can be captured into a CUDA graph: what kernels count their meetings by
+lies on the GPU, so the hosts meet when it is captured, and not when it is replayed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pycomm.devices.base import Stream
 from pycomm.devices.events import OwnEvents
 from pycomm.devices.process import Device
 from pycomm.devices.slabs import Place
-from pycomm.errors import CommError, CommTimeoutError
+from pycomm.errors import ArgumentError, CommError, CommTimeoutError
 from pycomm.kernels.cuda_collective import BOARD_BYTES, MOST_BLOCKS, CollectiveKernels, Group
 from pycomm.kernels.numba_ops import UserOp
 from pycomm.transport.cuda_ipc import NOWHERE, ByHosts, Call, CudaIpc
@@ -33,7 +33,7 @@ from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
 from pycomm.types import DTYPES
 
-_MOST_COMPARED = 4096
+_MOST_MADE = 4096
 _FAILED = -1
 _kept: list[Any] = []
 """Boards, and what kernels write to, as long as the process lives: ranks may be late."""
@@ -60,7 +60,7 @@ class CudaPeer(ByHosts):
             self._late = device.runtime.host_word()
             self._events = OwnEvents(device.runtime)
         self._one_shot_bytes = device.one_shot_bytes
-        self._compared: dict[tuple[int, Place], np.ndarray] = {}
+        self._made: set[int] = set()
         self.kernels = self._connect(device, meeting)
 
     def call(self, ranks: CudaIpc, job: Job, meeting: Meeting, stream: Stream) -> Call:
@@ -68,11 +68,12 @@ class CudaPeer(ByHosts):
         return PeerCall(self, self._events, ranks, job, meeting, stream)
 
     def capturable(self, job: Job) -> bool:
-        """Say whether the call was made before, without anything but kernels."""
-        rows = self.compared(job)
-        if rows is None or self.is_one_shot(job):
-            return rows is not None
-        return all(row[0] >= 0 for rank, row in enumerate(rows) if chunks_of(job, rank))
+        """Say whether this rank can let a graph do a call: its kernels and arrays are known."""
+        if job.fingerprint not in self._made:
+            return False
+        place = self._ranks.place_of(job)
+        unread = not chunks_of(job, self._ranks.rank) or self.is_one_shot(job)
+        return unread or (place is not None and self._ranks.knows(place))
 
     def is_one_shot(self, job: Job) -> bool:
         """Say whether every rank adds everything; the same on all ranks."""
@@ -80,28 +81,29 @@ class CudaPeer(ByHosts):
         small = job.kind == "all_reduce" and job.nbytes <= most
         return small and not isinstance(job.op, UserOp)
 
-    def note_compared(self, job: Job, rows: np.ndarray) -> None:
-        """Remember where all ranks' sources are in a call."""
-        key = self._key(job)
-        self._compared.pop(key, None)
-        if len(self._compared) >= _MOST_COMPARED:
-            del self._compared[next(iter(self._compared))]
-        self._compared[key] = rows
+    def note(self, job: Job) -> None:
+        """Remember that a call was made, whose kernels are loaded therefore."""
+        if len(self._made) >= _MOST_MADE:
+            self._made.clear()
+        self._made.add(job.fingerprint)
 
-    def compared(self, job: Job) -> np.ndarray | None:
-        """Return where all ranks' sources were in the last call like this; None if there is none.
-
-        It is like this if its fingerprint is the same, and the place of this rank's source.
-        """
-        return self._compared.get(self._key(job))
-
+    @property
     def late(self) -> int:
-        """Return 1 + a rank whose kernel did not come in time; 0 if all came until now."""
+        """1 + a rank whose kernel did not come in time; 0 if all came until now."""
         return int(self._late[0])
 
-    def _key(self, job: Job) -> tuple[int, Place]:
-        place = None if self.is_one_shot(job) else self._ranks.place_of(job)
-        return job.fingerprint, place or NOWHERE
+    def check(self) -> None:
+        """Raise CommTimeoutError if a rank's kernel did not come to this rank's in time."""
+        if self.late:
+            raise self.too_late(self.late, self._ranks.rank)
+
+    def too_late(self, late: int, waiting: int) -> CommTimeoutError:
+        """Return what to raise for `late` of the rank `waiting`."""
+        return CommTimeoutError(
+            f"rank {self._ranks.rank}: rank {late - 1}'s GPU did not come to a collective within "
+            f"{self.timeout:g} s, for which rank {waiting}'s waited: results since then are "
+            "undefined"
+        )
 
     def _connect(self, device: Device, meeting: Meeting) -> CollectiveKernels:
         """Make this rank's board, and map all others'."""
@@ -163,15 +165,13 @@ class PeerCall(Call):
             kernels.all_reduce(address, address, job.output.count, job.dtype, job.op)
 
     def _open(self, row: np.ndarray) -> np.ndarray:
-        """Compare the calls and return every rank's row; while a graph is captured the last one."""
-        if self._runtime.is_capturing(self._stream):
-            found = self._peers.compared(self._job)
-            assert found is not None
-            return found
-        rows = self._meeting.open(np.append(row, self._state()))
-        self._check_states(rows[:, -1].tolist())
-        self._peers.note_compared(self._job, rows[:, :-1])
-        return rows[:, :-1]
+        """Compare the calls, also whether they are captured, and return every rank's row."""
+        captured = self._runtime.is_capturing(self._stream)
+        rows = self._meeting.open(np.array([*row, self._state(), captured], np.int64))
+        self._check_states(rows[:, -2].tolist())
+        self._check_captured(rows[:, -1].tolist())
+        self._peers.note(self._job)
+        return rows[:, :-2]
 
     def _meet(self) -> None:
         """Do nothing: kernels meet."""
@@ -182,7 +182,7 @@ class PeerCall(Call):
             self._meeting.check()
         except Exception:
             return _FAILED
-        return self._peers.late()
+        return self._peers.late
 
     def _check_states(self, states: list[int]) -> None:
         """Raise, on all ranks, what has failed on any of them."""
@@ -192,11 +192,16 @@ class PeerCall(Call):
             if late == _FAILED:
                 raise CommError(f"{mine}: {self._job.kind} failed on rank {rank}, see there")
             if late:
-                raise CommTimeoutError(
-                    f"{mine}: rank {late - 1}'s GPU did not come to a collective within "
-                    f"{self._peers.timeout:g} s, for which rank {rank}'s waited: results since "
-                    "then are undefined"
-                )
+                raise self._peers.too_late(late, rank)
+
+    def _check_captured(self, captured: list[int]) -> None:
+        """Raise, on all ranks, unless all ranks capture the call or none does."""
+        if any(captured) and not all(captured):
+            mine, kind = f"rank {self._ranks.rank}", self._job.kind
+            raise ArgumentError(
+                f"{mine}: rank {captured.index(1)} captures {kind} into a CUDA graph, but rank "
+                f"{captured.index(0)} does not: capture it on all ranks, or on none"
+            )
 
     def _enqueue_moves(self, k: int, stream: Stream) -> None:
         """Launch round k's kernel, also where this rank has nothing to do in it."""

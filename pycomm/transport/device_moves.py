@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
 from pycomm.arrays import View
+from pycomm.kernels.device import DeviceView
 from pycomm.transport.job import Job
+from pycomm.types import DType
 
 LINE_BYTES = 512
 """Shares of a reduction end at multiples of it, as far as there are elements."""
@@ -47,6 +50,13 @@ class Reduce(NamedTuple):
     sources: list[int]
     targets: list[int]
     elements: int
+
+
+class Reduction(NamedTuple):
+    """A Reduce, as kernels take it."""
+
+    sources: list[DeviceView]
+    targets: list[DeviceView]
 
 
 @dataclass(frozen=True)
@@ -83,13 +93,66 @@ def source_of(job: Job) -> View:
 
 def chunks_of(job: Job, rank: int) -> tuple[int, ...]:
     """Return how many elements the chunks of a rank's source have; none if nobody reads it."""
-    if job.kind in ROOT_ONLY and rank != job.root:
+    count = max(job.input.count, job.output.count)
+    return _chunks(job.kind, job.counts, job.sent, job.root, count, rank)
+
+
+class Cut(NamedTuple):
+    """How the sources of a call are cut: the same for all calls of its shape.
+
+    Attributes:
+        chunks: those of every rank's source, see `chunks_of`.
+        offsets: where they begin.
+        longest: the elements of the longest one.
+        slot: the bytes of a ring's segment for each chunk.
+        step: how many elements fit there.
+    """
+
+    chunks: list[tuple[int, ...]]
+    offsets: list[tuple[int, ...]]
+    longest: int
+    slot: int
+    step: int
+
+
+def cut(job: Job, size: int, segment_bytes: int) -> Cut:
+    """Return how the sources of a call of `size` ranks are cut."""
+    count, item = max(job.input.count, job.output.count), job.dtype.itemsize
+    return _cut(job.kind, job.counts, job.sent, job.root, count, item, size, segment_bytes)
+
+
+@lru_cache(maxsize=256)
+def _cut(
+    kind: str,
+    counts: tuple[int, ...],
+    sent: tuple[tuple[int, ...], ...],
+    root: int,
+    count: int,
+    item: int,
+    size: int,
+    segment_bytes: int,
+) -> Cut:
+    chunks = [_chunks(kind, counts, sent, root, count, rank) for rank in range(size)]
+    slot = segment_bytes // max(map(len, chunks)) // LINE_BYTES * LINE_BYTES
+    offsets = [tuple(accumulate(c, initial=0)) for c in chunks]
+    return Cut(chunks, offsets, max(map(max, filter(None, chunks))), slot, slot // item)
+
+
+def _chunks(
+    kind: str,
+    counts: tuple[int, ...],
+    sent: tuple[tuple[int, ...], ...],
+    root: int,
+    count: int,
+    rank: int,
+) -> tuple[int, ...]:
+    if kind in ROOT_ONLY and rank != root:
         return ()
-    if job.kind in ("all_gather", "gather"):
-        return (job.counts[rank],)
-    if job.kind == "all_to_all" and job.sent:
-        return job.sent[rank]
-    return job.counts or (max(job.input.count, job.output.count),)
+    if kind in ("all_gather", "gather"):
+        return (counts[rank],)
+    if kind == "all_to_all" and sent:
+        return sent[rank]
+    return counts or (count,)
 
 
 def moves(job: Job, rank: int, now: Round) -> list[Copy | Reduce]:
@@ -97,6 +160,19 @@ def moves(job: Job, rank: int, now: Round) -> list[Copy | Reduce]:
     target = job.output.address + now.begin * job.dtype.itemsize
     found = list(_KINDS[job.kind](job, rank, now, target))
     return [m for m in found if (m.elements if isinstance(m, Reduce) else m.nbytes)]
+
+
+def enqueued(found: list[Copy | Reduce], dtype: DType, device: int) -> list[Copy | Reduction]:
+    """Return what to enqueue on `device` for moves: no copies of memory to itself."""
+    steps: list[Copy | Reduction] = []
+    for move in found:
+        if isinstance(move, Reduce):
+            nbytes = move.elements * dtype.itemsize
+            both = ([DeviceView(a, nbytes, device) for a in of] for of in move[:2])
+            steps.append(Reduction(*both))
+        elif move.target != move.source:
+            steps.append(move)
+    return steps
 
 
 def _all_reduce(job: Job, rank: int, now: Round, target: int) -> Iterator[Reduce]:

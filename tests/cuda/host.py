@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +15,11 @@ import numpy as np
 
 from pycomm.kernels.device import HOST, DeviceView, device_view
 from pycomm.kernels.launcher import BLOCK_THREADS, Program, expression_of, file_of, kernels_of
+from tests.cuda.compilers import ROOT, Compiler, cxx
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "cuda-host"
-FLAGS = (
-    "-std=c++17 -O1 -fPIC -shared -fvisibility=hidden -ffp-contract=off -fno-math-errno "
-    "-fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas"
-).split()
+
+builders = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
 _SOURCE = """\
 #include "shim.h"
@@ -56,10 +54,10 @@ class HostLauncher:
         filler: what every byte of scratch memory is; not 0, so that nothing relies on zeros.
     """
 
-    def __init__(self, multiprocessors: int = 2, compiler: str = "c++", copy: int = 0):
+    def __init__(self, multiprocessors: int = 2, compiler: Compiler | None = None, copy: int = 0):
         self.device = HOST
         self.multiprocessors, self.capability = multiprocessors, (9, 0)
-        self.compiler = compiler
+        self.compiler = compiler or cxx()
         self.copy = copy
         self.launches: list[tuple[str, int]] = []
         self.only = 0
@@ -91,8 +89,14 @@ class HostLauncher:
 
 
 @cache
-def _library(file: str, compiler: str, copy: int) -> ctypes.CDLL:
-    path = build(file, compiler)
+def being_built(file: str, compiler: Compiler) -> Future[Path]:
+    """Begin to build the library of a kernel file, unless that is under way or done."""
+    return builders.submit(build, file, compiler)
+
+
+@cache
+def _library(file: str, compiler: Compiler, copy: int) -> ctypes.CDLL:
+    path = being_built(file, compiler).result()
     if copy:
         path = _copied(path, path.with_suffix(f".{copy}.so"))
     library = ctypes.CDLL(str(path))
@@ -116,22 +120,26 @@ def _copied(library: Path, copy: Path) -> Path:
     return copy
 
 
-def build(file: str, compiler: str = "c++") -> Path:
+def build(file: str, compiler: Compiler) -> Path:
     """Return the library of a kernel file, built unless the same one is there already.
 
     PYCOMM_TEST_SANITIZE, such as address,undefined, builds it with these sanitizers.
     """
-    source = source_of(file)
-    sanitize = os.environ.get("PYCOMM_TEST_SANITIZE", "")
-    flags = [*FLAGS, *(f"-fsanitize={s}" for s in [sanitize] if s)]
-    if sanitize:
-        flags += ["-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer"]
-    text = "\n".join([compiler, *flags, source, *map(Path.read_text, _headers(file))])
+    source, sanitize = source_of(file), _sanitize_flags()
+    text = "\n".join(
+        [compiler.name, *compiler.command, *sanitize, source, *map(Path.read_text, _headers(file))]
+    )
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     library = BUILD / f"{Path(file).stem}-{digest}.so"
     if not library.exists():
-        _compile(source, library, [shutil.which(compiler) or compiler, *flags])
+        _compile(source, library, compiler, sanitize)
     return library
+
+
+def _sanitize_flags() -> list[str]:
+    sanitize = os.environ.get("PYCOMM_TEST_SANITIZE", "")
+    debug = ["-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer"]
+    return [f"-fsanitize={sanitize}", *debug] if sanitize else []
 
 
 def source_of(file: str) -> str:
@@ -159,13 +167,11 @@ def _headers(file: str) -> list[Path]:
     return [csrc / "cuda" / file, *sorted(found)]
 
 
-def _compile(source: str, library: Path, command: list[str]) -> None:
+def _compile(source: str, library: Path, compiler: Compiler, sanitize: list[str]) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     program = library.with_suffix(f".{os.getpid()}.cpp")
     program.write_text(source)
     made = program.with_suffix(".so")
-    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}"]
-    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    subprocess.run([*command, *include, "-o", made, program], check=True, env=plain)
+    compiler.library(program, made, [ROOT / "csrc", ROOT / "tests" / "cuda"], sanitize)
     made.replace(library)
     program.unlink()

@@ -11,6 +11,7 @@ import pytest
 from pycomm.errors import ArgumentError, MissingError, UnsupportedError
 from pycomm.kernels.cuda import CudaKernels
 from pycomm.kernels.cuda_launcher import CupyLauncher, describe
+from pycomm.kernels.cuda_strided import strided_view
 from pycomm.kernels.device import DeviceView, device_view
 from pycomm.types import DTYPES, SUM, ReduceOp
 
@@ -78,6 +79,16 @@ def test_what_is_no_contiguous_memory(refusing: CudaKernels):
         refusing.reduce([some(10)[::2]], some(5), F32, SUM)
     with pytest.raises(UnsupportedError, match="a list is no memory for CUDA kernels"):
         refusing.reduce([[1.0]], some(1), F32, SUM)
+
+
+def test_a_tensor_that_is_yet_to_be_conjugated():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(5, dtype=torch.complex64)
+    for view in (device_view, strided_view):
+        assert view(x).address == x.data_ptr()
+        for lazy in (x.conj(), x.conj().imag):
+            with pytest.raises(ArgumentError, match=r"is strided|pass x\.resolve_conj"):
+                view(lazy)
 
 
 def test_tensors_are_views_without_a_copy():

@@ -59,6 +59,16 @@ def test_rounding_is_ml_dtypes_s(place: Place, target: DType):
     assert np.array_equal(place.get(out), expected.view(np.uint8))
 
 
+@pytest.mark.parametrize("target", [d for d in FLOATS if d.itemsize <= 2], ids=lambda d: d.name)
+def test_ties_and_their_neighbours(place: Place, target: DType):
+    """Of every magnitude and sign: what lies half way between two values, and next to that."""
+    low = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    x = (np.arange(1 << 16)[:, None] << 16 | low).astype(np.uint32).reshape(-1).view(np.float32)
+    out = place.empty(x.size * target.itemsize)
+    place.kernels.convert(place.put(x), out, DTYPES["float32"], target)
+    assert np.array_equal(place.get(out), on_cpu(x, DTYPES["float32"], target))
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -31,11 +31,14 @@ class FakeCuda:
         self.launches: list[tuple[Any, ...]] = []
         self.broken = False
         self.bound: list[int] = []
+        self.current = 0
         self.stream = 0
         self.runtime = types.SimpleNamespace(
             getDeviceCount=lambda: 1,
-            getDevice=lambda: 0,
-            setDevice=self.bound.append,
+            getDevice=lambda: self.current,
+            setDevice=self.bind,
+            deviceGetAttribute=lambda attribute, device: {16: 132}[attribute],
+            cudaDevAttrMultiProcessorCount=16,
             free=lambda address: None,
             CUDARuntimeError=RuntimeApiError,
         )
@@ -43,8 +46,13 @@ class FakeCuda:
         self.function = types.SimpleNamespace(Module=FakeModule)
         self.nvrtc = None
 
+    def bind(self, device: int) -> None:
+        self.bound.append(device)
+        self.current = device
+
     def launch(self, function: int, *arguments: int) -> None:
         """Read the bytes of the one argument, as the driver does, and keep the rest."""
+        assert self.current == 0, "the function is another GPU's"
         *shape, stream, parameters, extra = arguments
         if self.broken:
             raise DriverError("CUDA_ERROR_ILLEGAL_ADDRESS")
@@ -59,11 +67,7 @@ class FakeCuda:
 
 
 class FakeDevice:
-    attributes: dict[str, int] = {  # noqa: RUF012
-        "MultiProcessorCount": 132,
-        "ComputeCapabilityMajor": 9,
-        "ComputeCapabilityMinor": 0,
-    }
+    compute_capability = "90"
 
     def __enter__(self) -> FakeDevice:
         return self
@@ -107,6 +111,15 @@ def test_the_driver_gets_the_struct_by_address(cuda: FakeCuda):
     shape = [7, 1, 1, 256, 1, 1, 0]
     assert cuda.launches == [(77, shape, 0, 0, ARGS), (77, shape, 99, 0, ARGS)]
     assert cuda.bound == [0], "a thread is bound to the GPU once"
+
+
+def test_another_current_gpu_stays_current(cuda: FakeCuda):
+    launcher = CupyLauncher(device=0)
+    for current in (1, 0, 2):
+        cuda.current = current
+        launcher.launch("reduce<11,0>", 1, ARGS)
+        assert cuda.current == current
+    assert len(cuda.launches) == 3
 
 
 def test_a_stream_of_the_caller_s_choice(cuda: FakeCuda):

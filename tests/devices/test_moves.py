@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pycomm.arrays import View
-from pycomm.transport.device_moves import Copy, Reduce, Round, chunks_of, moves
+from pycomm.transport.device_moves import Copy, Cut, Reduce, Round, chunks_of, cut, moves
 from pycomm.transport.job import Job
 from pycomm.types import DTYPES
 
@@ -57,6 +57,7 @@ def test_each_rank_pulls_its_part_of_an_all_to_all():
     assert moves(jobs[0], 0, now) == [Copy(OUT, 10_000, 8), Copy(OUT + 8, 20_000, 24)]
     assert moves(jobs[1], 1, now) == [Copy(OUT, 11_000, 16), Copy(OUT + 16, 21_000, 32)]
     assert [chunks_of(jobs[0], r) for r in range(2)] == [(1, 2), (3, 4)]
+    assert cut(jobs[0], 2, 4096) == Cut([(1, 2), (3, 4)], [(0, 1, 3), (0, 3, 7)], 4, 2048, 256)
 
 
 def test_only_the_roots_source_is_read():

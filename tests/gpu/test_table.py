@@ -9,16 +9,21 @@ import pytest
 
 from tests.gpu.device import cupy_or_skip
 
-cupy_or_skip()
+cupy = cupy_or_skip()
 
 from bench.device import Device  # noqa: E402
 from bench.device_table import kernels  # noqa: E402
 from bench.rotation import Sets  # noqa: E402
+from pycomm.kernels.cuda_launcher import CupyLauncher  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def device():
-    return Device.opened()
+    """Without torch, which the sanitizer loads slowly; no pool hides what is out of bounds."""
+    pool = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(None)
+    yield Device(cupy, CupyLauncher(), None)
+    cupy.cuda.set_allocator(pool)
 
 
 @pytest.mark.parametrize("kernel", kernels().values(), ids=kernels())

@@ -11,10 +11,12 @@ import numpy as np
 import pycomm
 from pycomm.devices import process
 from pycomm.devices.process import Device
+from tests.cuda.compilers import cxx
+from tests.cuda.host import being_built
 from tests.devices.host_array import HostArray
 from tests.devices.host_runtime import HostRuntime
 
-DELAY_S = 0.0005
+DELAY_S = 0.0002
 
 
 @contextlib.contextmanager
@@ -23,6 +25,9 @@ def doubles(
 ) -> Iterator[pycomm.Communicator]:
     """Give a communicator whose ranks have doubles; rank r has GPU r mod `gpus`."""
     before = process._device
+    if comm.rank == 0:
+        being_built("reduce.cu", cxx()).result()  # streams would wait for it, and lose patience
+    comm.barrier()
     runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, seed=comm.rank)
     process.use(Device.of(runtime, **settings))
     other = comm.split(0)

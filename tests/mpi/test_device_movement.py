@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import pycomm
+from tests.devices.host_array import HostArray
 from tests.mpi.devices import doubles, ordinary, symmetric
 from tests.user_ops import mixed
 
 PLACES = {"symmetric": symmetric, "ordinary": ordinary}
-ROWS = (0, 1, 3, 700)
+ROWS = (0, 1, 400)
+COUNTS = (0, 1, 3001)
 
 
 @pytest.fixture(scope="module", params=["slow", "one GPU each"])
@@ -33,7 +35,7 @@ def mine(rank: int, *shape: int, dtype: str = "float32") -> np.ndarray:
 
 def test_reduce_leaves_the_other_ranks_arrays(dev, make):
     for root in range(dev.size):
-        for count in (0, 1, 5000):
+        for count in COUNTS:
             x = make(dev, mine(dev.rank, count))
             result = dev.reduce(x, root, "sum")
             assert (result is x) if dev.rank == root else result is None
@@ -45,7 +47,7 @@ def test_reduce_leaves_the_other_ranks_arrays(dev, make):
 
 def test_broadcast(dev, make):
     for root in range(dev.size):
-        for count in (0, 1, 5000):
+        for count in COUNTS:
             x = make(dev, mine(dev.rank, count))
             assert dev.broadcast(x, root) is x
             assert np.array_equal(x.get(), mine(root, count))
@@ -66,7 +68,7 @@ def test_all_gather_even_and_uneven_and_into_out(dev, make):
 
 
 def test_gather(dev, make):
-    for root in range(dev.size):
+    for root in (0, dev.size - 1):
         for rows in ROWS:
             result = dev.gather(make(dev, mine(dev.rank, rows, 3)), root)
             if dev.rank == root:
@@ -93,6 +95,30 @@ def test_scatter_into_out(dev, make):
             out = make(dev, np.zeros(rows, np.float32))
             assert dev.scatter(x, root, out) is out
             assert np.array_equal(out.get(), mine(root, dev.size, rows)[dev.rank])
+
+
+@pytest.mark.parametrize("async_op", [False, True], ids=["now", "async"])
+def test_scatter_without_out(dev, make, async_op):
+    """Ranks that pass no array get one of the root's kind, where that is."""
+    for root in range(dev.size):
+        for rows, with_out in ((0, 0), (400, 0), (400, 1)):
+            out = make(dev, np.zeros((rows, 2), np.float32))
+            out = out if with_out and dev.rank % 2 else None
+            x = make(dev, mine(root, dev.size, rows, 2)) if dev.rank == root else None
+            result = dev.scatter(x, root, out, async_op=async_op)
+            result = result.wait() if async_op else result
+            assert isinstance(result, HostArray) and (out is None or result is out)
+            assert np.array_equal(result.get(), mine(root, dev.size, rows, 2)[dev.rank])
+
+
+def test_scatter_from_the_host_among_those_from_gpus(dev):
+    for turn in range(4):
+        x = mine(0, dev.size, 3)
+        source = symmetric(dev, x) if turn % 2 else x
+        part = dev.scatter(source if dev.rank == 0 else None, async_op=turn > 1)
+        part = part.wait(host=True) if turn > 1 else part
+        assert isinstance(part, HostArray) == bool(turn % 2)
+        assert np.array_equal(part.get() if turn % 2 else part, x[dev.rank])
 
 
 def test_all_to_all_even_and_by_counts(dev, make):
@@ -132,6 +158,19 @@ def test_strided_arrays_and_views_into_symmetric_ones(dev, make):
     dev.all_reduce(whole[0:2])
     want[0:2] = total[0:2]
     assert np.array_equal(whole.get(), want)
+
+
+def test_calls_of_the_same_memory_are_told_apart(dev):
+    x = symmetric(dev, mine(dev.rank, 600))
+    everyone = [mine(r, 600) for r in range(dev.size)]
+    for count, op, of in ((600, "sum", np.sum), (300, "sum", np.sum), (300, "max", np.max)):
+        for root in range(dev.size):
+            x[...] = everyone[dev.rank]
+            dev.reduce(x[:count], root, op)
+            want = everyone[dev.rank].copy()
+            if dev.rank == root:
+                want[:count] = of(everyone, 0)[:count]
+            assert np.array_equal(x.get(), want)
 
 
 def test_operations_of_the_user(dev, make):

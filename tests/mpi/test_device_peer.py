@@ -13,7 +13,8 @@ from pycomm.devices import process
 from pycomm.devices.base import DeviceError
 from pycomm.types import DTYPES, ReduceOp
 from tests.algorithms.reference import CASES, random_inputs
-from tests.cuda.host import build
+from tests.cuda.compilers import cxx
+from tests.cuda.host import being_built
 from tests.devices.host_array import HostArray
 from tests.mpi.devices import doubles, ordinary, symmetric
 from tests.mpi.test_reductions import bits, expected
@@ -28,7 +29,8 @@ def built(comm):
     """The kernels, built before anything waits for them."""
     if comm.rank == 0:
         for file in ("collective.cu", "reduce.cu"):
-            build(file)
+            being_built(file, cxx())
+        being_built("collective.cu", cxx()).result()
     comm.barrier()
 
 

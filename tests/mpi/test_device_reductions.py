@@ -9,7 +9,8 @@ from tests.algorithms.reference import CASES, random_inputs
 from tests.mpi.devices import doubles, ordinary, symmetric
 from tests.mpi.test_reductions import bits, expected
 
-COUNTS = (0, 1, 3, 1009, 5000)
+COUNTS = (0, 3, 1009, 3001)
+KINDS = (("float32", "sum"), ("bfloat16", "sum"), ("int32", "max"))
 PLACES = {"symmetric": symmetric, "ordinary": ordinary}
 
 
@@ -25,13 +26,12 @@ def sharing(request, comm):
 @pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
 def test_all_reduce_adds_in_rank_order(sharing, make):
     for count in COUNTS:
-        for name in ("float32", "bfloat16", "int32"):
-            for op in ("sum", "max"):
-                mine = random_inputs(sharing.size, count, DTYPES[name])[sharing.rank]
-                x = make(sharing, mine)
-                assert sharing.all_reduce(x, op) is x
-                want = expected(sharing, count, DTYPES[name], ReduceOp(op))
-                assert bits(x.get()) == bits(want), (count, name, op)
+        for name, op in KINDS:
+            mine = random_inputs(sharing.size, count, DTYPES[name])[sharing.rank]
+            x = make(sharing, mine)
+            assert sharing.all_reduce(x, op) is x
+            want = expected(sharing, count, DTYPES[name], ReduceOp(op))
+            assert bits(x.get()) == bits(want), (count, name, op)
 
 
 @pytest.fixture(scope="module")
