@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pycomm.kernels.cuda_collective import BOARD_BYTES, CollectiveKernels, Group
-from tests.cuda.host import HostLauncher
+from tests.cuda.compilers import cxx
+from tests.cuda.host import HostLauncher, being_built
 
 PATIENCE_S = 30.0
 _LINE = 128
@@ -36,6 +37,7 @@ class Ranks:
         self.size = size
         self._boards = [aligned(BOARD_BYTES) for _ in range(size)]
         self.late = [np.zeros(1, np.uint64) for _ in range(size)]
+        being_built("collective.cu", cxx()).result()  # before several threads ask for it
         self.launchers = [HostLauncher(copy=rank + 1) for rank in range(size)]
         boards = tuple(board.ctypes.data for board in self._boards)
         self.kernels = [

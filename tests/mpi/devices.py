@@ -26,7 +26,9 @@ def doubles(
     """Give a communicator whose ranks have doubles; rank r has GPU r mod `gpus`."""
     before = process._device
     if comm.rank == 0:
-        being_built("reduce.cu", cxx()).result()  # streams would wait for it, and lose patience
+        files = ["reduce.cu", *["collective.cu"] * (gpus >= comm.size > 1)]
+        for built in [being_built(file, cxx()) for file in files]:
+            built.result()  # streams would wait for it, and lose patience
     comm.barrier()
     runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, seed=comm.rank)
     process.use(Device.of(runtime, **settings))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,25 +13,12 @@ from pycomm.devices import process
 from pycomm.devices.base import DeviceError
 from pycomm.types import DTYPES, ReduceOp
 from tests.algorithms.reference import CASES, random_inputs
-from tests.cuda.compilers import cxx
-from tests.cuda.host import being_built
 from tests.devices.host_array import HostArray
 from tests.mpi.devices import doubles, ordinary, symmetric
 from tests.mpi.test_reductions import bits, expected
-from tests.user_ops import mixed
 
 PLACES = {"symmetric": symmetric, "ordinary": ordinary}
 SHOTS = {"one shot": 1 << 20, "two shots": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built(comm):
-    """The kernels, built before anything waits for them."""
-    if comm.rank == 0:
-        for file in ("collective.cu", "reduce.cu"):
-            being_built(file, cxx())
-        being_built("collective.cu", cxx()).result()
-    comm.barrier()
 
 
 @pytest.fixture(params=PLACES.values(), ids=PLACES)
@@ -122,15 +109,6 @@ def test_the_host_waits_for_no_stream(dev, make):
     assert (work.wait().get() == dev.size**4).all()
 
 
-def test_operations_of_the_user(dev, make):
-    op = pycomm.reduce_op(mixed)
-    host = random_inputs(dev.size, 900, DTYPES["float32"])[dev.rank]
-    x = make(dev, host)
-    dev.all_reduce(host, op, order="rank")
-    dev.all_reduce(x, op)
-    assert bits(x.get()) == bits(host)
-
-
 def test_communicators_on_streams_of_their_own_do_not_compete(dev):
     other = dev.split(0, key=-dev.rank)
     x, y = symmetric(dev, np.full(3000, 1.0)), symmetric(dev, np.full(3000, 1.0))
@@ -141,93 +119,63 @@ def test_communicators_on_streams_of_their_own_do_not_compete(dev):
     other.close()
 
 
-# ---- graphs
-
-
-def test_a_captured_collective_is_replayed_without_the_hosts(dev):
-    if dev.size == 1:
-        pytest.skip("one rank has nobody to meet")
-    x, y = symmetric(dev, np.full(900, 1.0)), symmetric(dev, np.full(100, dev.rank + 1.0))
-    out = symmetric(dev, np.zeros((dev.size, 100)))
-    dev.all_reduce(x)
-    dev.all_gather(y, out)
-    runtime().finish()
-    dev.barrier()
-    with runtime().capture() as replay:
-        dev.all_reduce(x)
-        dev.all_gather(y, out)
-    assert (x.get() == dev.size).all()
-    if dev.rank == dev.size - 1:
-        time.sleep(0.02)
-    for k in range(3):
-        y[...] = dev.rank + k
-        replay()
-        assert (x.get() == dev.size ** (k + 2)).all()
-        assert (out.get() == np.arange(dev.size)[:, None] + k).all()
-    dev.all_reduce(x)
-    assert (x.get() == dev.size**5).all()
-
-
-CANNOT = {
-    "not made before": lambda dev: dev.all_reduce(symmetric(dev, np.ones(77)), "max"),
-    "ordinary": lambda dev: dev.all_gather(ordinary(dev, np.ones(50))),
-    "asynchronous": lambda dev: dev.all_reduce(symmetric(dev, np.ones(7)), async_op=True),
-}
-
-
-@pytest.mark.parametrize("call", CANNOT.values(), ids=CANNOT)
-def test_what_cannot_be_captured_is_refused_and_nothing_is_sent(dev, call):
-    if dev.size == 1:
-        pytest.skip("one rank has nobody to meet")
-    dev.all_gather(ordinary(dev, np.ones(50)))
-    dev.all_reduce(symmetric(dev, np.ones(7)))
-    said = f"rank {dev.rank}: all_.* cannot be captured into a CUDA graph"
-    with runtime().capture(), pytest.raises(pycomm.ArgumentError, match=said):
-        call(dev)
-    x = symmetric(dev, np.ones(7))
-    assert (dev.all_reduce(x).get() == dev.size).all()
-
-
-def test_ranks_that_share_a_gpu_cannot_capture(comm):
-    if comm.size == 1:
-        pytest.skip("needs two ranks")
-    with doubles(comm) as dev:
-        x = symmetric(dev, np.ones(7))
-        dev.all_reduce(x)
-        with runtime().capture(), pytest.raises(pycomm.ArgumentError, match="needs a GPU of its"):
-            dev.all_reduce(x)
-
-
 # ---- errors
+
+
+@contextlib.contextmanager
+def impatient(comm):
+    """Give a communicator of doubles, a GPU each, whose kernels do not wait long for others."""
+    with doubles(comm, comm.size, segment_bytes=4096) as patient:
+        patient.world.timeout, before = 0.8, patient.world.timeout
+        try:
+            dev = patient.split(0)
+        finally:
+            patient.world.timeout = before
+        yield dev
+        dev.close()
 
 
 def test_a_gpu_that_does_not_come_is_named_by_the_next_call(comm):
     """The last rank's stream stands still; the others give up, and all are told."""
     if comm.size == 1:
         pytest.skip("needs two ranks")
-    with doubles(comm, comm.size, segment_bytes=4096) as dev:
-        dev.world.timeout, before = 0.6, dev.world.timeout
-        try:
-            impatient = dev.split(0)
-        finally:
-            dev.world.timeout = before
+    with impatient(comm) as dev:
         x, last = symmetric(dev, np.ones(3000)), dev.size - 1
-        impatient.all_reduce(x)
+        dev.all_reduce(x)
         runtime().finish()
         gate = threading.Event()
         if dev.rank == last:
             runtime().current.put(gate.wait)
-        impatient.all_reduce(x)
+        dev.all_reduce(x)
         if dev.rank != last:
             runtime().finish()
         comm.barrier()
         with pytest.raises(pycomm.CommTimeoutError, match=rf"rank {last}'s GPU did not come to a"):
-            impatient.all_reduce(x)
+            dev.all_reduce(x)
         with pytest.raises(pycomm.CommError, match="failed before"):
-            impatient.barrier()
+            dev.barrier()
         gate.set()
         runtime().finish()
         comm.barrier()
+
+
+def test_a_gpu_that_does_not_come_is_named_where_the_host_waits(comm):
+    if comm.size == 1:
+        pytest.skip("needs two ranks")
+    with impatient(comm) as dev:
+        x, last, gate = symmetric(dev, np.ones(3000)), dev.size - 1, threading.Event()
+        dev.all_reduce(x)
+        runtime().finish()
+        comm.barrier()
+        if dev.rank == last:
+            runtime().current.put(gate.wait)
+        work = dev.all_reduce(x, async_op=True)
+        if dev.rank != last:
+            with pytest.raises(pycomm.CommTimeoutError, match=rf"rank {last}'s GPU did not come"):
+                work.wait(host=True)
+            assert work.done() and isinstance(work.exception(), pycomm.CommTimeoutError)
+        comm.barrier()
+        gate.set()
 
 
 def test_what_fails_before_a_call_is_told_on_all(comm, monkeypatch):
