@@ -126,6 +126,12 @@ class Runtime(Protocol):
     def host_word(self) -> np.ndarray:
         """Return (1,) of uint64: 0, on the host, where kernels write to it at the same address."""
 
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock memory of the host in its place, so that copies to and from it need no detour."""
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin` of the memory at an address."""
+
     def can_access(self, identity: str) -> bool:
         """Say whether kernels here can read and write the memory of a GPU."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
 Mode = Literal["shared", "peer", "staged"]
 
 
@@ -30,12 +28,3 @@ def launchers(gpus: Sequence[str], every_rank: bool) -> list[int]:
     """Return the ranks that launch kernels: all, or the first one of each GPU."""
     ranks = range(len(gpus))
     return list(ranks) if every_rank else [r for r in ranks if gpus.index(gpus[r]) == r]
-
-
-def unreachable(access: np.ndarray) -> str:
-    """Say which ranks cannot reach each other, and what to do."""
-    pairs = [f"{r} and {q}" for r, q in np.argwhere(~access).tolist()]
-    return (
-        f"ranks {', '.join(pairs[:4])} cannot reach each other's GPU memory: copy to the host, and "
-        "pass that"
-    )

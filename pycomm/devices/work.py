@@ -21,24 +21,20 @@ class StreamWork:
         result: what `wait` returns.
         packed: the result's contiguous copy, if it is strided: copied back by the first `wait`.
         of_torch: whether it is torch's current stream that waits, instead of CuPy's.
+
+    Attributes:
         check: raises, once the event is done, if the operation failed on the GPU.
     """
 
     def __init__(
-        self,
-        runtime: Runtime,
-        event: Any,
-        result: Any,
-        packed: View | None,
-        of_torch: bool,
-        check: Callable[[], None],
+        self, runtime: Runtime, event: Any, result: Any, packed: View | None, of_torch: bool
     ):
         self._runtime = runtime
         self._event = event
         self._result = result
         self._packed = packed
         self._of_torch = of_torch
-        self._check = check
+        self.check: Callable[[], None] = lambda: None
         self._error: BaseException | None = None
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
@@ -73,7 +69,7 @@ class StreamWork:
         if not self.done():
             return None
         try:
-            self._check()
+            self.check()
         except CommError as error:
             self._error = self._error or error
         return self._error

@@ -24,8 +24,7 @@ from pycomm.devices.base import Stream
 from pycomm.devices.events import Events, OwnEvents
 from pycomm.devices.process import Chain, Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
-from pycomm.devices.topology import Mode, launchers, mode, unreachable
-from pycomm.errors import UnsupportedError
+from pycomm.devices.topology import launchers
 from pycomm.transport.device_moves import (
     Copy,
     Reduction,
@@ -102,19 +101,17 @@ class CudaIpc(RankSlabs):
         while self._kept and self._runtime.query(self._kept[0][0]):
             self._kept.popleft()
 
-    def connect(self, meeting: Meeting) -> Mode:
-        """Exchange events and find out who shares GPUs, in the first call, which this opens."""
-        rows = meeting.open(self._events.row())
+    # ---- what its calls use
+
+    def connect(self, meeting: Meeting) -> None:
+        """Exchange events, in the first call."""
+        if self._launchers:
+            return
+        rows = meeting.gather(self._events.row())
         with meeting.told():
             gpus = self._events.connect(rows)
-            mine = np.array([self._runtime.can_access(gpu) for gpu in gpus])
         meeting.meet()
-        access = meeting.gather(mine)
-        found = mode(gpus, access.tolist())
-        if found == "staged":
-            raise UnsupportedError(f"rank {self.rank}: {unreachable(access)}")
         self._launchers = launchers(gpus, self._device.every_rank_launches)
-        return found
 
     def place_of(self, job: Job) -> Place | None:
         """Return where this rank's source is; None: it is not symmetric, or nobody reads it."""
@@ -177,6 +174,7 @@ class Call:
                 self._copy_in(0)
             self._events.source_ready(0, self._stream)
         self._rows = self._open(self._row(place or NOWHERE))
+        ranks.connect(self._meeting)
         ranks.learn(self._rows, self._meeting)
         symmetric = [self._rows[r, 0] >= 0 for r, chunks in enumerate(self._chunks) if chunks]
         self._direct = ranks.size == 1 or all(symmetric)

@@ -77,6 +77,7 @@ class HostRuntime:
 
     Attributes:
         kernels_launched: how many kernels were.
+        pinned: the page-locked memory of the host, address → bytes.
         waits: whether streams wait for events; a test may plant that they do not.
     """
 
@@ -92,12 +93,14 @@ class HostRuntime:
         self.identity = identity
         self.kernels_launched = 0
         self.waits = True
+        self.pinned: dict[int, int] = {}
         self.kernels: CudaKernels = _Kernels(self)
         self._delay_s = delay_s
         self._seeds = itertools.count(1000 * seed)
         self._peers = peers
         self._free = capacity
         self._events = HostEvents()
+        self._streams: list[HostStream] = []
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
@@ -144,6 +147,11 @@ class HostRuntime:
         if self.current.failure:
             raise self.current.failure
 
+    def end(self) -> None:
+        """End all streams: reports of late ranks show every thread there is."""
+        for stream in self._streams:
+            stream.end()
+
     # ---- Runtime
 
     def stream(self, of_torch: bool = False) -> Stream:
@@ -151,6 +159,7 @@ class HostRuntime:
 
     def new_stream(self) -> Stream:
         stream = HostStream(next(self._seeds), self._delay_s)
+        self._streams.append(stream)
         return Stream(id(stream), stream)
 
     @contextlib.contextmanager
@@ -217,6 +226,13 @@ class HostRuntime:
 
     def host_word(self) -> np.ndarray:
         return np.zeros(1, np.uint64)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        assert address not in self.pinned
+        self.pinned[address] = nbytes
+
+    def unpin(self, address: int) -> None:
+        del self.pinned[address]
 
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)

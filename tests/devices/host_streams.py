@@ -31,7 +31,7 @@ class HostStream:
         self.failure: BaseException | None = None
         self.captured: list[Callable[[], None]] | None = None
         self._random = random.Random(seed)
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name=f"stream-{seed}").start()
 
     def put(self, work: Callable[[], None]) -> None:
@@ -41,9 +41,12 @@ class HostStream:
         else:
             self._work.put(work)
 
+    def end(self) -> None:
+        """End the thread once it has done all work."""
+        self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            work = self._work.get()
+        while (work := self._work.get()) is not None:
             if self.delay_s and self._random.random() < 0.5:
                 time.sleep(self._random.random() * self.delay_s)
             try:
