@@ -84,6 +84,11 @@ def use(device: Device | None) -> None:
     _device = device
 
 
+def known_device() -> Device | None:
+    """Return the process's GPU, if it was found already."""
+    return _device
+
+
 def process_device() -> Device:
     """Return the process's GPU: that which is current at the first call.
 

@@ -104,6 +104,7 @@ class HostRuntime:
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
+        HostEvent.disorder.clear()
 
     # ---- what a user of CuPy does
 
@@ -138,6 +139,12 @@ class HostRuntime:
             yield replay
         finally:
             stream.captured = None
+
+    def check(self) -> None:
+        """Raise what failed on any stream until now, also if a record overtook another."""
+        assert not HostEvent.disorder
+        for failure in filter(None, [stream.failure for stream in self._streams]):
+            raise failure
 
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -58,8 +59,11 @@ class HostStream:
 class HostEvent:
     """Two counters in shared memory: how often it was recorded, and how much of that is done.
 
-    Records on several streams must follow each other: else the last to be done stands for all.
+    Records on several streams must follow each other; `disorder` tells of those of this process
+    that did not.
     """
+
+    disorder: ClassVar[list[str]] = []
 
     def __init__(self, pages: Pages, place: int):
         counters = pages.bytes[16 * place : 16 * place + 16].view(np.int64)
@@ -92,7 +96,10 @@ class HostEvent:
         self._await(int(self._recorded[0]))
 
     def _finish(self, number: int) -> None:
-        self._done[0] = max(number, int(self._done[0]))
+        before = int(self._done[0])
+        self._done[0] = max(number, before)
+        if number > before + 1:
+            self.disorder.append(f"record {number} of an event is done after {before}")
 
     def _await(self, number: int) -> None:
         end = time.monotonic() + _PATIENCE_S
