@@ -4,7 +4,7 @@
 # whose mpirun is on PATH:
 #   bash bench/gpu_all.sh [FOLDER]
 #   PARTS=ranks bash bench/gpu_all.sh      only what takes several ranks (PARTS=kernels: the rest)
-# The kernels take up to 8 minutes, the ranks as long. The tables, and a log of each step, go to
+# The kernels take up to 8 minutes, the ranks about 10. The tables, and a log of each step, go to
 # FOLDER; without it to bench/results/<date>-<GPU>. If $OUT is set they go there, too, in one archive.
 # A step that fails does not keep the others from running; the exit code says how many did.
 set -uo pipefail
@@ -71,8 +71,15 @@ ahead() {
 
 ranks() {
   local number
+  if ! command -v mpirun >/dev/null; then
+    echo "ranks          not run: there is no mpirun on PATH" | tee -a "$summary"
+    failed=$((failed + 1))
+    return
+  fi
   : >"$folder/ranks.txt"
   for number in 1 2 4; do
+    step "tests-$number" 60 mpirun -np "$number" "$python" -m pytest -q -p no:cacheprovider \
+      --color=no tests/mpi/test_device_on_gpu.py
     measure collectives "$number" 120 --sizes 4K,64K,1M,16M,64M,256M --seconds 0.1
     ahead collectives "$number"
     measure trainers "$number" 100 --seconds 0.5 --plot "$folder/trainers-$number.png"

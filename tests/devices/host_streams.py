@@ -21,18 +21,26 @@ _PLACE = struct.Struct("<24sq")
 
 
 class HostStream:
-    """Does what is enqueued, in order, on a thread of its own, now and then after a delay."""
+    """Does what is enqueued, in order, on a thread of its own, now and then after a delay.
+
+    Attributes:
+        captured: if not None, work is noted there instead.
+    """
 
     def __init__(self, seed: int, delay_s: float):
         self.delay_s = delay_s
         self.failure: BaseException | None = None
+        self.captured: list[Callable[[], None]] | None = None
         self._random = random.Random(seed)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name=f"stream-{seed}").start()
 
     def put(self, work: Callable[[], None]) -> None:
         """Enqueue `work`, and return at once."""
-        self._work.put(work)
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self._work.put(work)
 
     def end(self) -> None:
         """End the thread once it has done all work."""

@@ -38,7 +38,9 @@ def doubles(
     """
     before, runtime_before = process._device, HostArray.runtime
     if comm.rank == 0:
-        being_built("reduce.cu", cxx()).result()  # streams would wait for it, and lose patience
+        files = ["reduce.cu", *["collective.cu"] * (gpus >= comm.size > 1)]
+        for built in [being_built(file, cxx()) for file in files]:
+            built.result()  # streams would wait for it, and lose patience
     comm.barrier()
     runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, comm.rank, peers)
     process.use(Device.of(runtime, **settings))
