@@ -60,8 +60,8 @@ def test_one_wrong_element_on_the_gpu_fails_the_run(impl):
     assert "# FAILED: 1 wrong elements" in found.stdout
 
 
-def test_messages_are_verified_on_the_gpu_among_two_pairs():
-    found = run(4, "p2p", "--sizes", "4,300K", "--impl", "mpi4py-staged,gloo,copy")
+def test_messages_are_verified_on_the_gpu():
+    found = run(2, "p2p", "--sizes", "4,300K", "--impl", "mpi4py-staged,gloo,copy")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "# not measured: gloo: gloo sends no CUDA tensors" in found.stdout
     assert [(r[0], r[1], r[14]) for r in rows(found)] == [
