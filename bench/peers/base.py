@@ -68,7 +68,8 @@ class Peer:
         odd = case.rank % 2 == 1
         send, receive = self.message(case, buffers)
         if case.op.name == "ping_pong":
-            return ping_pong(odd, send, waited_for(receive, wait))
+            batch = ping_pong(odd, send, waited_for(receive, wait))
+            return batch if wait is None else complete(batch, wait)
         answer = self.message(*_answer(case))[0 if odd else 1]
         return stream(odd, send, receive, in_sequence(wait, answer) if wait else answer)
 
@@ -119,6 +120,17 @@ def repeated(call: Call) -> Batch:
             call()
 
     return batch
+
+
+def complete(batch: Batch, wait: Callable[[], None]) -> Batch:
+    """Return a batch behind which the host waits: the peer may depend on what was sent last."""
+
+    def to_the_end(times: int) -> Any:
+        result = batch(times)
+        wait()
+        return result
+
+    return to_the_end
 
 
 def waited_for(call: Call, wait: Callable[[], None] | None) -> Call:

@@ -61,19 +61,21 @@ def test_one_wrong_element_on_the_gpu_fails_the_run(impl):
 
 
 def test_messages_are_verified_on_the_gpu():
-    found = run(2, "p2p", "--sizes", "4,300K", "--impl", "mpi4py-staged,gloo,copy")
+    found = run(2, "p2p", "--sizes", "4,300K")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "# not measured: gloo: gloo sends no CUDA tensors" in found.stdout
+    impl = ("pycomm", "pycomm-symmetric", "mpi4py-staged", "copy")
     assert [(r[0], r[1], r[14]) for r in rows(found)] == [
-        (op, *result)
+        (op, name, "-" if name == "copy" else "0")
         for op in ("ping_pong", "stream")
         for _ in range(2)
-        for result in (("mpi4py-staged", "0"), ("copy", "-"))
+        for name in impl
     ]
 
 
-def test_one_wrong_element_of_a_message_on_the_gpu_fails_the_run():
-    found = run(2, "p2p", "--sizes", "1K", "--impl", "mpi4py-staged", "--plant", 77)
+@pytest.mark.parametrize("impl", ["pycomm", "pycomm-symmetric", "mpi4py-staged"])
+def test_one_wrong_element_of_a_message_on_the_gpu_fails_the_run(impl):
+    found = run(2, "p2p", "--sizes", "1K", "--impl", impl, "--plant", 77)
     assert found.returncode != 0
     assert "# FAILED: 2 wrong elements" in found.stdout
 
