@@ -9,6 +9,7 @@ from typing import Any
 from pycomm import _native, arrays
 from pycomm.collectives import Collectives
 from pycomm.config import Config, checked_timeout
+from pycomm.device_messages import DeviceMessages
 from pycomm.devices.process import is_host
 from pycomm.dispatch import Dispatcher
 from pycomm.guard import guard
@@ -50,6 +51,7 @@ class Communicator(Collectives, Messages):
         self._flight = _native.Flight(world.number, context, self._ranks[0])
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
+        self._on_device = DeviceMessages(world, context, self.rank, self._ranks)
         self._collectives = Dispatcher(
             world,
             links.transport,
@@ -162,6 +164,8 @@ class Communicator(Collectives, Messages):
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         if not self._collectives.closed:
             self._collectives.close()
+            if not guard.in_child:
+                self._on_device.close()
             self.depart()
             self._links.close()
             self._quick = NeverQuick()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from pycomm._native import Operation
 from pycomm.arrays import View, unpack
+from pycomm.devices.work import StreamWork
 from pycomm.errors import CommError, CommTimeoutError
 from pycomm.observe.flight import note_flight
 
@@ -131,7 +133,8 @@ class Transfer:
     Args:
         test: makes progress and says whether the transfer is complete.
         until: waits for `test`, with the timeout given in seconds or the communicator's.
-        finish: returns the result, or raises, once the transfer is complete.
+        finish: returns the result, or raises, once the transfer is complete; a StreamWork, if a
+            GPU has something to do yet.
         failed: is told of an error that ends the transfer, and returns the one to raise.
     """
 
@@ -151,8 +154,9 @@ class Transfer:
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
+        end = None if timeout is None else time.monotonic() + timeout
         try:
-            self._until(self.done, timeout)
+            self._until(self._transferred, timeout)
         except CommTimeoutError as error:
             if timeout is not None:
                 raise
@@ -161,10 +165,23 @@ class Transfer:
             self._fail(error)
         if self._error is not None:
             raise self._error
+        if isinstance(self._result, StreamWork):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            return self._result.wait(left, host=host)
         return self._result
 
     def done(self) -> bool:
         """Make progress and say whether the operation is complete, also if it failed."""
+        done = self._transferred()
+        return self._result.done() if isinstance(self._result, StreamWork) else done
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        if isinstance(self._result, StreamWork):
+            return self._result.exception()
+        return self._error
+
+    def _transferred(self) -> bool:
         try:
             if self._finish is not None and self._test():
                 self._result = self._finish()
@@ -172,10 +189,6 @@ class Transfer:
         except Exception as error:
             self._fail(error)
         return self._finish is None
-
-    def exception(self) -> BaseException | None:
-        """Return what the operation failed with; None if it has not."""
-        return self._error
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

@@ -118,6 +118,12 @@ class Runtime(Protocol):
     def close_memory(self, memory: Allocation) -> None:
         """Unmap what `open_memory` returned."""
 
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock memory of the host in its place, so that copies to and from it need no detour."""
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin` of the memory at an address."""
+
     def can_access(self, identity: str) -> bool:
         """Say whether kernels here can read and write the memory of a GPU."""
 

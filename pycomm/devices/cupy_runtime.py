@@ -20,6 +20,7 @@ _HANDLE = struct.Struct("<64sq")
 _EVENT_HANDLE_BYTES = 64
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NOT_READY = 600  # cudaErrorNotReady
+_PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
 _CONTAINERS = (
     "processes on one host share GPU memory if they see each other: ranks in several containers "
     "need one PID and one IPC namespace (--pid=host --ipc=host)"
@@ -160,6 +161,19 @@ class CupyRuntime:
     def close_memory(self, memory: Allocation) -> None:
         """Unmap what `open_memory` returned."""
         self._do("unmapping memory", self._cuda.ipcCloseMemHandle, memory.address)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock memory of the host for copies by any GPU.
+
+        Raises:
+            DeviceError: the system does not lock that much.
+        """
+        what = f"page-locking {nbytes} bytes of the host"
+        self._do(what, self._cuda.hostRegister, address, nbytes, _PORTABLE)
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin`."""
+        self._do("unlocking memory of the host", self._cuda.hostUnregister, address)
 
     def can_access(self, identity: str) -> bool:
         """Say whether a GPU is this one, or one of this host that this one has access to.

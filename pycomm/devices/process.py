@@ -65,8 +65,8 @@ def use(device: Device | None) -> None:
     _device = device
 
 
-def in_use() -> Device | None:
-    """Return the process's GPU if it was needed before, else None."""
+def known_device() -> Device | None:
+    """Return the process's GPU, if it was found already."""
     return _device
 
 

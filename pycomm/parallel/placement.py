@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pycomm.devices.process import in_use, process_device
+from pycomm.devices.process import known_device, process_device
 from pycomm.errors import ArgumentError, CommError, MissingError, UnsupportedError
 from pycomm.kernels.cuda_launcher import import_cupy
 from pycomm.parallel.replicate import check_equal, on_every_rank, tensors
@@ -129,7 +129,7 @@ def _rank_gpu(comm: Communicator, number: int | None) -> torch.device:
 
 
 def _take(place: int, number: int | None) -> torch.device:
-    known = in_use()
+    known = known_device()
     if known is None:
         if why := _why_no_gpu():
             raise MissingError(why)
@@ -149,14 +149,14 @@ def _take(place: int, number: int | None) -> torch.device:
 
 def _adopt(device: torch.device) -> None:
     """Make a GPU pycomm's, if it has none in this process yet."""
-    if in_use() is None:
+    if known_device() is None:
         with torch.cuda.device(device):
             process_device()
 
 
 def _why_no_gpu() -> str | None:
     """Return why this rank has no GPU for pycomm and what to do, or None if it has one."""
-    if in_use() is not None:
+    if known_device() is not None:
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} cannot use CUDA: {_INSTALL}"

@@ -78,6 +78,7 @@ class HostRuntime:
 
     Attributes:
         kernels_launched: how many kernels were.
+        pinned: the page-locked memory of the host, address → bytes.
         waits: whether streams wait for events; a test may plant that they do not.
     """
 
@@ -93,15 +94,18 @@ class HostRuntime:
         self.identity = identity
         self.kernels_launched = 0
         self.waits = True
+        self.pinned: dict[int, int] = {}
         self.kernels: CudaKernels = _Kernels(self)
         self._delay_s = delay_s
         self._seeds = itertools.count(1000 * seed)
         self._peers = peers
         self._free = capacity
         self._events = HostEvents()
+        self._streams: list[HostStream] = []
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
+        HostEvent.disorder.clear()
 
     # ---- what a user of CuPy does
 
@@ -119,6 +123,17 @@ class HostRuntime:
         finally:
             self._local.current = before
 
+    def check(self) -> None:
+        """Raise what failed on any stream until now, also if a record overtook another."""
+        assert not HostEvent.disorder
+        for failure in filter(None, [stream.failure for stream in self._streams]):
+            raise failure
+
+    def end(self) -> None:
+        """End the threads of its streams: nobody uses it any more."""
+        for stream in self._streams:
+            stream.end()
+
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""
         event = self.event()
@@ -134,6 +149,7 @@ class HostRuntime:
 
     def new_stream(self) -> Stream:
         stream = HostStream(next(self._seeds), self._delay_s)
+        self._streams.append(stream)
         return Stream(id(stream), stream)
 
     @contextlib.contextmanager
@@ -195,12 +211,17 @@ class HostRuntime:
     def close_memory(self, memory: Allocation) -> None:
         pass
 
+    def pin(self, address: int, nbytes: int) -> None:
+        assert address not in self.pinned
+        self.pinned[address] = nbytes
+
+    def unpin(self, address: int) -> None:
+        del self.pinned[address]
+
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)
 
-    def array(
-        self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool
-    ) -> Any:
+    def array(self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:
         nbytes = int(np.prod(shape, dtype=int)) * dtype.itemsize
         if as_tensor:
             from tests.devices.host_tensor import laid_into

@@ -174,3 +174,12 @@ def test_who_can_be_reached(gpu, cuda):
     assert ("deviceCanAccessPeer", 1, 0) in cuda.calls
     assert gpu.can_access(f"{host} {(b'c' * 16).hex()}"), "out of sight, but on this host"
     assert not gpu.can_access(f"another {(b'b' * 16).hex()}")
+
+
+def test_memory_of_the_host_is_page_locked(gpu, cuda):
+    gpu.pin(4096, 100)
+    gpu.unpin(4096)
+    assert cuda.calls[-2:] == [("hostRegister", 4096, 100, 1), ("hostUnregister", 4096)]
+    cuda.refuse["hostRegister"] = [2]
+    with pytest.raises(DeviceError, match="page-locking 100 bytes of the host failed on cuda:1"):
+        gpu.pin(4096, 100)

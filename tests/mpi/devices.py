@@ -36,6 +36,7 @@ def doubles(
     finally:
         other.close()
         process.use(before)
+        runtime.end()
 
 
 def symmetric(comm: pycomm.Communicator, x: np.ndarray) -> HostArray:

@@ -206,11 +206,6 @@ def test_an_array_on_another_gpu_than_the_ranks(dev):
     device_sum(dev)
 
 
-def test_messages_of_device_arrays_are_refused(dev):
-    with pytest.raises(pycomm.UnsupportedError, match="an array on cuda:0 cannot be used here"):
-        dev.send(HostArray.put(np.ones(4)), dev.rank)
-
-
 def test_the_flight_recorder_names_the_call(dev):
     device_sum(dev, 8)
     last = flight.read(os.getpid())["operations"][-1]
