@@ -83,17 +83,22 @@ def test_a_wrapped_model_on_a_gpu_averages_its_gradients(comm) -> None:
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 @pytest.mark.parametrize("number", [1, 4])
 def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, number: int) -> None:
+    seen: list[type] = []
+
     def train(group, device):
         model = dense(comm.rank)
         trainer = pycomm.ModelParallelTrainer(
             model, optimizer, cross_entropy, group, 3, clip_norm=0.2, device=device
         )
+        trainer.module.register_forward_pre_hook(lambda _, args: seen.append(type(args[0])))
         losses = [trainer.step(*samples(5 + k, k)) for k in range(3)]
         return losses, trainer
 
     losses, trainer = train(comm, "cpu")
+    seen.clear()
     with gpus(comm, number) as dev:
         again, other = train(dev, "cuda")
+        assert set(seen) == {HostTensor}, "activations go from GPU to GPU"
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
         assert again == losses
         same_bits(on_cpu(other.module), on_cpu(trainer.module))
