@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import check_equal, on_every_rank, raise_together
+from pycomm.parallel.replicate import check_equal, on_every_rank
 from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import Checkpoint, check_writable, exists, save
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
-from pycomm.trainers.named_state import on_host, random_state, restore_optimizer, restore_random
+from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
-from pycomm.trainers.report import Log, Meter, gpu_memory, print_rows
+from pycomm.trainers.report import Log, Meter, print_rows
 from pycomm.trainers.threads import share_cores
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Trainer(ABC):
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.optimizer = optimizer(named) if named else None
         self.progress = Progress()
-        self.meter = Meter(comm)
+        self.meter = Meter(comm, device)
         self._weight = weight or batches.count_samples
         self._pending = 0  # batches whose gradients have been added since the last update
 
@@ -89,7 +89,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
-        """Return this rank's sums over one batch, see `evaluation`; autocast if it is asked for."""
+        """Return this rank's sums over one batch, see `evaluation`."""
 
     @abstractmethod
     def _part(self) -> dict[str, Any] | None:
@@ -109,8 +109,7 @@ class Trainer(ABC):
         Until the next call `p.grad` stays what it was for the update.
 
         Args:
-            inputs, targets: this rank's share, on the host or on its GPU; the trainer says who may
-                pass None.
+            inputs, targets: this rank's share, anywhere; the trainer says who may pass None.
 
         Returns:
             The global mean loss of this batch, the same float on every rank.
@@ -230,14 +229,13 @@ class Trainer(ABC):
         if self._pending:
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
-        random = random_state(self.device)
-        save(directory, self.comm, on_host(self._part()), random, asdict(self.progress))
+        save(directory, self.comm, self._part(), random_state(self.device), asdict(self.progress))
 
     def load(self, directory: str | Path) -> None:
         """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
 
         Every rank must call this and see the folder. Random generators are restored on the ranks
-        that existed when it was saved; a GPU's, if it was saved on one.
+        that existed when it was saved, and on the kind of device.
 
         Raises:
             ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
@@ -256,12 +254,9 @@ class Trainer(ABC):
 
         Returns:
             rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far. On a GPU also gpu_bytes, see `gpu_memory`.
+            and `fit` calls so far; on a GPU also gpu_bytes, see `gpu_memory`.
         """
-        row = self.meter.row()
-        if self.device.type == "cuda":
-            row["gpu_bytes"] = gpu_memory(self.device)
-        return self.comm.all_gather_object(row)
+        return self.comm.all_gather_object(self.meter.row())
 
     def print_report(self) -> None:
         """Print `report` as a table on rank 0; every rank must call this."""
@@ -288,18 +283,14 @@ class Trainer(ABC):
         self.progress.loss = loss
 
     def _read(self, directory: str | Path) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        error = None
-        try:
+        def read() -> dict[str, Any]:
             saved = Checkpoint(directory)
             saved.check(self._expected())
-            state["part"] = saved.read(self.module.state_dict())
-            state["random"] = saved.random(self.comm.rank)
-            state["progress"] = saved.progress
-        except ArgumentError as caught:
-            error = caught
-        raise_together(self.comm, error)
-        return state
+            part = saved.read(self.module.state_dict())
+            random = saved.random(self.comm.rank)
+            return {"part": part, "random": random, "progress": saved.progress}
+
+        return on_every_rank(self.comm, read)
 
     def _pending_text(self, operation: str) -> str:
         return (
