@@ -117,7 +117,7 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _brought(x: Any, known: set[int]) -> Any:
-    """Return a result as a tensor of the double, in new memory if it is in none of the arguments'."""
+    """Return a result as a tensor of the double; if no argument has its memory, in a new one."""
     if not isinstance(x, torch.Tensor) or isinstance(x, HostTensor):
         return x
     storage = x.untyped_storage()

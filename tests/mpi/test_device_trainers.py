@@ -155,6 +155,19 @@ def test_a_run_goes_on_elsewhere_with_the_same_bits(comm, tmp_path, kind, first)
     assert all(type(tensor) is torch.Tensor for tensor in file["model"].values())
 
 
+def test_the_gpus_random_generator_is_restored(comm, tmp_path) -> None:
+    folder = shared_folder(comm, tmp_path)
+    gpu = torch.device("cuda", 0)
+    with gpus(comm) as dev:
+        trainer = make("data", dev, "cuda")
+        saved = torch.Generator().manual_seed(1000 + comm.rank).get_state()
+        torch.cuda.set_rng_state(saved, gpu)
+        trainer.save(folder)
+        torch.cuda.set_rng_state(torch.Generator().manual_seed(5).get_state(), gpu)
+        trainer.load(folder)
+        assert torch.equal(torch.cuda.get_rng_state(gpu), saved)
+
+
 @pytest.mark.parametrize("kind", ["data", "model"])
 def test_evaluation(comm, kind: str) -> None:
     def evaluate(group, device):
