@@ -34,7 +34,8 @@ class Communicator(Collectives, Messages):
 
     CuPy arrays and CUDA tensors, all on this rank's GPU, are used on the caller's current stream: a
     collective returns once it is enqueued there on all ranks, or with `async_op=True`, on a stream
-    of its own, for which `wait()` makes the current stream wait.
+    of its own, for which `wait()` makes the current stream wait. Where ranks do not reach each
+    other's GPUs it returns once all but the last copies is done, and `wait()` waits until then.
 
     Attributes:
         rank: this process's number, 0…size−1.

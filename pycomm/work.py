@@ -38,7 +38,11 @@ class Work(Protocol):
 
 
 class Task:
-    """Work that an engine runs on its thread."""
+    """Work that an engine runs on its thread.
+
+    Args:
+        function: returns the result; a StreamWork, if a GPU has something to do yet.
+    """
 
     def __init__(self, function: Callable[[], Any]):
         self._function = function
@@ -57,18 +61,30 @@ class Task:
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
+        end = None if timeout is None else time.monotonic() + timeout
         if not self._finished.wait(timeout):
             raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
         if self._error is not None:
             raise self._error
+        if isinstance(self._result, StreamWork):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            return self._result.wait(left, host=host)
         return self._result
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the thread is done with it; a GPU may not be."""
+        return self._finished.is_set()
 
     def done(self) -> bool:
         """Say whether the operation is complete, also if it failed."""
-        return self._finished.is_set()
+        of_gpu = self._result if self.has_run else None
+        return self.has_run and (not isinstance(of_gpu, StreamWork) or of_gpu.done())
 
     def exception(self) -> BaseException | None:
         """Return what the operation failed with; None if it has not."""
+        if isinstance(self._result, StreamWork):
+            return self._result.exception()
         return self._error
 
 

@@ -11,11 +11,15 @@ from pycomm.devices.base import Runtime
 
 
 class Pinned:
-    """Rooms for segments on their way between a GPU and the host; they stay locked."""
+    """Rooms for segments on their way between a GPU and the host.
+
+    They stay, and locked: also those of transfers that failed, where a GPU may write to yet.
+    """
 
     def __init__(self, runtime: Runtime, nbytes: int):
         self.nbytes = nbytes
         self._runtime = runtime
+        self._all: list[np.ndarray] = []
         self._free: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -26,6 +30,7 @@ class Pinned:
                 return self._free.pop()
         room = np.frombuffer(mmap.mmap(-1, self.nbytes), np.uint8)
         self._runtime.pin(room.ctypes.data, self.nbytes)
+        self._all.append(room)
         return room
 
     def give_back(self, room: np.ndarray) -> None:

@@ -24,8 +24,7 @@ from pycomm.devices.base import HANDLE_BYTES, Stream
 from pycomm.devices.events import Events
 from pycomm.devices.process import Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
-from pycomm.devices.topology import launchers, mode
-from pycomm.errors import UnsupportedError
+from pycomm.devices.topology import launchers
 from pycomm.transport.device_moves import Copy, Reduction, Round, cut, enqueued, moves, source_of
 from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
@@ -97,21 +96,13 @@ class CudaIpc:
     # ---- what its calls use
 
     def connect(self, meeting: Meeting) -> None:
-        """Exchange events and find out who shares GPUs, in the first call."""
+        """Exchange events, in the first call."""
         if self._launchers:
             return
         rows = meeting.gather(self._events.row())
         with meeting.told():
             gpus = self._events.connect(rows)
-            mine = np.array([self._runtime.can_access(gpu) for gpu in gpus])
         meeting.meet()
-        access = meeting.gather(mine)
-        if mode(gpus, access.tolist()) == "staged":
-            pairs = [f"{r} and {q}" for r, q in np.argwhere(~access).tolist()]
-            raise UnsupportedError(
-                f"rank {self.rank}: ranks {', '.join(pairs[:4])} cannot reach each other's GPU "
-                "memory: copy to the host, and pass that"
-            )
         self._launchers = launchers(gpus, self._device.every_rank_launches)
 
     def learn(self, rows: np.ndarray, meeting: Meeting) -> None:

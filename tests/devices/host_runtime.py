@@ -129,11 +129,6 @@ class HostRuntime:
         for failure in filter(None, [stream.failure for stream in self._streams]):
             raise failure
 
-    def end(self) -> None:
-        """End the threads of its streams: nobody uses it any more."""
-        for stream in self._streams:
-            stream.end()
-
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""
         event = self.event()
@@ -141,6 +136,11 @@ class HostRuntime:
         self.synchronize(event)
         if self.current.failure:
             raise self.current.failure
+
+    def end(self) -> None:
+        """End all streams: reports of late ranks show every thread there is."""
+        for stream in self._streams:
+            stream.end()
 
     # ---- Runtime
 

@@ -42,7 +42,7 @@ class HostStream:
         return self._done == self._enqueued and self.failure is None
 
     def end(self) -> None:
-        """End its thread, once all is done that is enqueued now."""
+        """End the thread once it has done all work."""
         self._work.put(None)
 
     def _run(self) -> None:

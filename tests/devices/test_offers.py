@@ -89,3 +89,9 @@ def test_a_ticket_used_again_on_another_stream_stands_for_no_less(device, offers
     gate.set()
     runtime.synchronize(event)
     runtime.check()
+
+
+def test_a_room_that_nobody_gives_back_stays(device):
+    pinned = Pinned(device.runtime, 4096)
+    addresses = {pinned.take().ctypes.data for _ in range(20)}
+    assert len(addresses) == 20 == len(device.runtime.pinned)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import pytest
 
 import pycomm
-from pycomm.devices import process
-from pycomm.devices.process import Device
-from tests.devices.host_runtime import HostRuntime
-from tests.mpi.devices import DELAY_S, doubles, ordinary, symmetric
+from tests.mpi.devices import DELAY_S, doubles, ordinary, runtime, symmetric
 
 PLACES = {"symmetric": symmetric, "ordinary": ordinary}
 SEGMENT = 4096
@@ -23,40 +20,24 @@ LARGE = 40_000
 
 
 @contextlib.contextmanager
-def out_of_reach(
-    comm: pycomm.Communicator, delay_s: float = DELAY_S
+def in_reach(
+    comm: pycomm.Communicator, delay_s: float = DELAY_S, **options: Any
 ) -> Iterator[pycomm.Communicator]:
-    """Give a communicator whose ranks cannot reach each other's GPUs."""
-    before = process._device
-    runtime = HostRuntime(f"alone {comm.rank}", delay_s, seed=comm.rank, peers=())
-    process.use(Device.of(runtime, segment_bytes=SEGMENT))
-    other = comm.split(0)
-    try:
-        yield other
-        runtime.check()
-    finally:
-        other.close()
-        process.use(before)
-        runtime.end()
-
-
-@contextlib.contextmanager
-def in_reach(comm: pycomm.Communicator, delay_s: float = DELAY_S) -> Iterator[pycomm.Communicator]:
-    """Give a communicator whose ranks share a GPU."""
-    with doubles(comm, delay_s=delay_s, segment_bytes=SEGMENT) as other:
+    """Give a communicator whose ranks share a GPU, and look for failures of its streams."""
+    with doubles(comm, delay_s=delay_s, segment_bytes=SEGMENT, **options) as other:
         yield other
         if runtime().waits:
             runtime().check()
 
 
+def out_of_reach(
+    comm: pycomm.Communicator, delay_s: float = DELAY_S
+) -> contextlib.AbstractContextManager[pycomm.Communicator]:
+    """Give a communicator whose ranks cannot reach each other's GPUs."""
+    return in_reach(comm, delay_s, gpus=comm.size, peers=())
+
+
 REACH = {"in reach": in_reach, "out of reach": out_of_reach}
-
-
-def runtime() -> HostRuntime:
-    """Return the process's double."""
-    found = process.process_device().runtime
-    assert isinstance(found, HostRuntime)
-    return found
 
 
 def ring(comm: pycomm.Communicator) -> tuple[int, int]:
@@ -73,12 +54,6 @@ def pattern(count: int, rank: int, k: int = 0) -> np.ndarray:
 def host(comm: pycomm.Communicator, x: np.ndarray) -> np.ndarray:
     """Return an array on the host, as `ordinary` and `symmetric` do on the device."""
     return x
-
-
-def several(comm: pycomm.Communicator) -> None:
-    """Skip where there is no peer."""
-    if comm.size == 1:
-        pytest.skip("needs a peer")
 
 
 def held() -> threading.Event:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 import pycomm
 from pycomm.devices import process
@@ -21,22 +22,53 @@ DELAY_S = 0.0002
 
 @contextlib.contextmanager
 def doubles(
-    comm: pycomm.Communicator, gpus: int = 1, delay_s: float = DELAY_S, **settings: Any
+    comm: pycomm.Communicator,
+    gpus: int = 1,
+    delay_s: float = DELAY_S,
+    peers: Sequence[str] | None = None,
+    **settings: Any,
 ) -> Iterator[pycomm.Communicator]:
-    """Give a communicator whose ranks have doubles; rank r has GPU r mod `gpus`."""
-    before = process._device
+    """Give a communicator whose ranks have doubles; rank r has GPU r mod `gpus`.
+
+    Args:
+        peers: the GPUs besides its own that this rank's has access to; None for all.
+        settings: of the Device.
+    """
+    before, runtime_before = process._device, HostArray.runtime
     if comm.rank == 0:
         being_built("reduce.cu", cxx()).result()  # streams would wait for it, and lose patience
     comm.barrier()
-    runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, seed=comm.rank)
+    runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, comm.rank, peers)
     process.use(Device.of(runtime, **settings))
     other = comm.split(0)
     try:
         yield other
     finally:
         other.close()
-        process.use(before)
         runtime.end()
+        process.use(before)
+        HostArray.runtime = runtime_before
+
+
+def apart(comm: pycomm.Communicator, **options: Any) -> contextlib.AbstractContextManager[Any]:
+    """Give a communicator of doubles that have access to no other; segments are small."""
+    return doubles(comm, **{"gpus": comm.size, "peers": (), "segment_bytes": 4096, **options})
+
+
+def several(comm: pycomm.Communicator) -> None:
+    """Skip where there is no other rank, and no other GPU."""
+    if comm.size == 1:
+        pytest.skip("needs two ranks")
+
+
+def runtime() -> HostRuntime:
+    """Return the double that the process uses now."""
+    return process.process_device().runtime
+
+
+def transport_of(comm: pycomm.Communicator) -> Any:
+    """Return what a communicator's device arrays go by."""
+    return comm._collectives.on_device._transport
 
 
 def symmetric(comm: pycomm.Communicator, x: np.ndarray) -> HostArray:

@@ -15,7 +15,6 @@ from pycomm.devices import process
 from pycomm.devices.base import DeviceError
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
-from tests.devices.host_runtime import HostRuntime
 from tests.mpi.devices import doubles, ordinary, symmetric
 
 
@@ -160,19 +159,6 @@ def test_no_memory_for_the_ring_is_told_on_all(comm):
         own = "cannot allocate" if dev.rank == 0 else "rank 0: cannot allocate"
         with pytest.raises(pycomm.CommError, match=own):
             dev.all_reduce(ordinary(dev, np.ones(10)))
-
-
-def test_gpus_out_of_reach_are_named(comm):
-    several(comm)
-    before = process._device
-    process.use(process.Device.of(HostRuntime(f"gpu {comm.rank}", peers=())))
-    dev = comm.split(0)
-    try:
-        with pytest.raises(pycomm.UnsupportedError, match="ranks 0 and 1.* cannot reach each oth"):
-            dev.all_reduce(HostArray.put(np.ones(3)))
-    finally:
-        dev.close()
-        process.use(before)
 
 
 WRONG = {

@@ -13,16 +13,8 @@ import pycomm
 from pycomm.devices import process
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import (
-    LARGE,
-    PLACES,
-    REACH,
-    in_reach,
-    pattern,
-    ring,
-    several,
-)
-from tests.mpi.devices import ordinary, symmetric
+from tests.mpi.device_pairs import LARGE, PLACES, REACH, in_reach, pattern, ring
+from tests.mpi.devices import ordinary, several, symmetric
 
 
 @pytest.fixture(params=REACH.values(), ids=REACH)

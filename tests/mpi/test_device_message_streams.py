@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,19 +12,8 @@ import pytest
 import pycomm
 from pycomm.devices import process
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import (
-    LARGE,
-    PLACES,
-    REACH,
-    held,
-    in_reach,
-    out_of_reach,
-    pattern,
-    ring,
-    runtime,
-    several,
-)
-from tests.mpi.devices import ordinary, symmetric
+from tests.mpi.device_pairs import LARGE, PLACES, REACH, held, in_reach, out_of_reach, pattern, ring
+from tests.mpi.devices import ordinary, runtime, several, symmetric
 
 
 @pytest.fixture(params=REACH.values(), ids=REACH)
@@ -192,12 +182,18 @@ def test_only_symmetric_arrays_in_reach_are_lent(dev):
         assert (x.get() == pattern(size, before)).all()
 
 
-def test_a_view_by_irecv_waits_for_the_data(comm):
-    with in_reach(comm, 0.003) as dev:
-        after, before = ring(dev)
-        for k in range(5):
-            receive = dev.irecv(before, copy=False)
-            send = dev.isend(symmetric(dev, pattern(LARGE, dev.rank, k)), after)
-            assert (receive.wait().get() == pattern(LARGE, before, k)).all()
-            del receive
-            send.wait()
+def test_a_view_by_irecv_waits_for_the_data(near):
+    after, before = ring(near)
+    for k in range(2):
+        x, gate = symmetric(near, np.zeros(LARGE, np.uint8)), held()
+        x[...] = pattern(LARGE, near.rank, k)
+        receive, send = near.irecv(before, copy=False), near.isend(x, after)
+        y = receive.wait()
+        near.barrier()
+        time.sleep(0.01)
+        assert not receive.done()
+        near.barrier()
+        gate.set()
+        assert (y.get() == pattern(LARGE, before, k)).all() and receive.done()
+        del receive, y
+        send.wait()

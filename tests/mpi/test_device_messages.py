@@ -9,18 +9,8 @@ import pytest
 
 import pycomm
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import (
-    LARGE,
-    PLACES,
-    REACH,
-    SIZES,
-    host,
-    in_reach,
-    pattern,
-    ring,
-    several,
-)
-from tests.mpi.devices import ordinary
+from tests.mpi.device_pairs import LARGE, PLACES, REACH, SIZES, host, in_reach, pattern, ring
+from tests.mpi.devices import ordinary, several
 
 
 @pytest.fixture(params=REACH.values(), ids=REACH)
