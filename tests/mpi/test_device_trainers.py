@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,15 @@ from tests.training import one_thread as one_thread
 DELAY_S = 0.0001
 
 
+SHARED, OWN, APART = {"gpus": 1}, {"gpus": 8}, {"gpus": 8, "peers": ()}
+"""All ranks on one GPU; each on its own; each on its own without access to others."""
+
+
 @contextlib.contextmanager
-def gpus(comm: pycomm.Communicator, number: int = 1) -> Iterator[pycomm.Communicator]:
-    """Give the ranks so many doubles, which torch takes for GPUs."""
-    with doubles(comm, number, DELAY_S, segment_bytes=4096) as dev, torch_on_double():
+def gpus(comm: pycomm.Communicator, **layout: Any) -> Iterator[pycomm.Communicator]:
+    """Give the ranks doubles, which torch takes for GPUs."""
+    settings = {"delay_s": DELAY_S, "segment_bytes": 4096, **layout}
+    with doubles(comm, **settings) as dev, torch_on_double():
         yield dev
 
 
@@ -48,8 +54,8 @@ def share(comm, batch) -> list[torch.Tensor]:
     return [torch.tensor_split(part, comm.size)[comm.rank] for part in batch]
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer) -> None:
+@pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
+def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
     def train(group, device):
         trainer = pycomm.DataParallelTrainer(
             conv(comm.rank), optimizer, cross_entropy, group, 2, 0.3, device=device, checksums=1
@@ -58,7 +64,7 @@ def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer) -> None:
         return losses, trainer
 
     losses, trainer = train(comm, "cpu")
-    with gpus(comm) as dev:
+    with gpus(comm, **layout) as dev:
         again, other = train(dev, "cuda")
         flats = other._buckets.flats
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
@@ -76,13 +82,12 @@ def test_a_wrapped_model_on_a_gpu_averages_its_gradients(comm) -> None:
         return {name: p.grad.cpu() for name, p in model.named_parameters()}
 
     expected = gradients(comm, placement.CPU)
-    with gpus(comm, 2) as dev:
+    with gpus(comm, gpus=2) as dev:
         same_bits(gradients(dev, torch.device("cuda", 0)), expected)
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-@pytest.mark.parametrize("number", [1, 4])
-def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, number: int) -> None:
+@pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
+def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
     seen: list[type] = []
 
     def train(group, device):
@@ -96,7 +101,7 @@ def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, number: int) ->
 
     losses, trainer = train(comm, "cpu")
     seen.clear()
-    with gpus(comm, number) as dev:
+    with gpus(comm, **layout) as dev:
         again, other = train(dev, "cuda")
         assert set(seen) == {HostTensor}, "activations go from GPU to GPU"
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
@@ -205,7 +210,7 @@ def test_a_module_decides_if_no_device_is_named(comm) -> None:
 def test_sharing_a_gpu_is_said_once(comm, caplog) -> None:
     placement._say.cache_clear()
     for number in (1, comm.size):
-        with gpus(comm, number) as dev, caplog.at_level(logging.WARNING):
+        with gpus(comm, gpus=number) as dev, caplog.at_level(logging.WARNING):
             for _ in range(2):
                 placement.place(dense(0), dev, "cuda")
     said = [r.message for r in caplog.records if "take turns" in r.message]
