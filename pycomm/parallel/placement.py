@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pycomm.devices.base import DeviceError
 from pycomm.devices.process import known_device, process_device
 from pycomm.errors import ArgumentError, CommError, MissingError, UnsupportedError
 from pycomm.kernels.cuda_launcher import import_cupy
@@ -41,6 +42,7 @@ def place(module: nn.Module, comm: Communicator, device: str | torch.device | No
         ArgumentError: it is none of these, or another GPU than the one that the rank uses.
         MismatchError: some ranks would train on GPUs and others on the CPU; raised on all.
         MissingError: a rank has no GPU; names it, and says what to do. Raised on all.
+        DeviceError: a rank's GPU cannot be used. Raised on all.
     """
     wanted = on_every_rank(comm, lambda: _parsed(device, module))
     check_equal(comm, "the devices to train on", wanted.type)
@@ -142,7 +144,10 @@ def _take(place: int, number: int | None) -> torch.device:
         mine = known.runtime.device
     if number not in (None, mine):
         raise ArgumentError(f"device='cuda:{number}', but this process uses cuda:{mine} already")
-    torch.cuda.set_device(mine)
+    try:
+        torch.cuda.set_device(mine)
+    except RuntimeError as error:
+        raise DeviceError(f"cuda:{mine} cannot be used: {error}") from None
     process_device()
     return torch.device("cuda", mine)
 

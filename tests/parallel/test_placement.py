@@ -12,6 +12,7 @@ from torch import nn
 
 import pycomm
 from pycomm.devices import process
+from pycomm.devices.base import DeviceError
 from pycomm.errors import ArgumentError, MissingError, UnsupportedError
 from pycomm.parallel import placement
 
@@ -65,6 +66,15 @@ def test_a_gpu_of_ones_own_choice_and_one_that_is_in_use(gpus) -> None:
         ArgumentError, match="device='cuda:0', but this process uses cuda:1 already"
     ):
         placement.place(nn.Linear(1, 1), comm, torch.device("cuda", 0))
+
+
+def test_a_gpu_that_cannot_be_used(gpus, monkeypatch) -> None:
+    def refuse(_):
+        raise RuntimeError("CUDA error: all devices are busy")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    with pytest.raises(DeviceError, match="rank 0: cuda:0 cannot be used: CUDA error: all devi"):
+        placement.place(nn.Linear(1, 1), pycomm.init(), "cuda")
 
 
 def test_no_gpu_or_no_cupy(gpus, monkeypatch, caplog) -> None:
