@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, tests and measures everything that needs a GPU, in under 8 minutes on a bare machine whose
+# Builds, tests and measures everything that needs a GPU, in about 10 minutes on a bare machine whose
 # python3 has torch, CuPy, numba-cuda, mpi4py, ml_dtypes, nanobind, CMake, ninja and pytest:
 #   bash bench/gpu_all.sh [FOLDER]
 # The table, and a log of each step, go to FOLDER; without it to $OUT, or to build/gpu.
@@ -39,6 +39,15 @@ if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
 
 step build 80 "$python" setup.py -q build_ext --inplace
 step tests 140 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+for ranks in 1 2 4; do
+  if command -v mpirun >/dev/null; then
+    step "ranks-$ranks" 60 mpirun -np "$ranks" "$python" -m pytest -q -p no:cacheprovider \
+      --color=no tests/mpi/test_device_on_gpu.py
+  else
+    printf '%-12s not run: there is no mpirun on PATH\n' "ranks-$ranks" | tee -a "$summary"
+  fi
+done
 step kernels 130 "$python" bench/kernels.py --sizes 4K:1G:8 --seconds 0.02 \
   --json "$folder/kernels.json" --plot "$folder/kernels.png"
 sanitize memcheck

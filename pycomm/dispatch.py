@@ -14,10 +14,11 @@ from pycomm.arrays import HOST, array_of, returned
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
 from pycomm.guard import call_site, describe, detail, fingerprint, guard, recorded
+from pycomm.host_meeting import HostMeeting
 from pycomm.kernels.base import Kernels
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
-from pycomm.on_device import HostMeeting, OnDevice, device_algorithm
+from pycomm.on_device import OnDevice, device_algorithm
 from pycomm.opening import compare, exchange_notes
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
@@ -54,7 +55,7 @@ class Dispatcher:
         self._stats = stats
         self._flight = flight
         self._engine = Engine(name, self._asynchronous)
-        self.on_device = OnDevice(transport.rank, transport.size)
+        self.on_device = OnDevice(transport.rank, transport.size, world.timeout)
         self.closed = False
         self._failure: BaseException | None = None
         self.when_failed: Callable[[], None] = lambda: None

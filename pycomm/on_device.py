@@ -1,8 +1,7 @@
-"""Calls with device arrays: the host's meetings in them, and what is made at the first one."""
+"""Calls with device arrays, and what is made at the first one."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -10,159 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from pycomm import _native
-from pycomm.algorithms.hierarchical import levels
 from pycomm.algorithms.registry import Algorithm, find
-from pycomm.algorithms.ring import chunk_counts
-from pycomm.arrays import View, array_of, is_tensor, place_name
+from pycomm.arrays import array_of, is_tensor, place_name
 from pycomm.device_levels import Levels
 from pycomm.devices.process import check_device, process_device
 from pycomm.devices.topology import mode
 from pycomm.devices.work import StreamWork
-from pycomm.errors import ArgumentError, CommError, MismatchError
-from pycomm.kernels.base import Kernels
-from pycomm.opening import agree, compare, exchange_notes, gather_rows
-from pycomm.transport.base import Transport
+from pycomm.errors import ArgumentError, CommError
+from pycomm.host_meeting import HostMeeting
+from pycomm.kernels.cuda_collective import MOST_RANKS
 from pycomm.transport.cuda_ipc import CudaIpc
+from pycomm.transport.cuda_peer import CudaPeer
 from pycomm.transport.job import Job
 from pycomm.transport.staged import Staged
 from pycomm.tuning import Choice
-from pycomm.types import DTYPES
 
-_BYTES = DTYPES["uint8"]
 _GPU_BYTES = 256
 """What tells a GPU, at most."""
 
 
-class HostMeeting:
-    """The Meeting of one call, by small collectives of the host that carry its fingerprint."""
-
-    def __init__(
-        self, transport: Transport, kernels: Kernels, job: Job, algorithm: Algorithm | None = None
-    ):
-        """`algorithm` is the one of `collective`, if that is used."""
-        self._algorithm = algorithm
-        self.transport = transport
-        self._kernels = kernels
-        self._job = job
-        self._word = job.fingerprint
-        self._what = f"{job.kind} of arrays on a GPU"
-        self._failure: Exception | None = None
-
-    def open(self, row: np.ndarray) -> np.ndarray:
-        """Return every rank's `row`, once all of them made the same call."""
-        if "all_gather" not in self.transport.fused:
-            compare(self.transport, self._kernels, self._word, False)
-        return self.gather(row)
-
-    def gather(self, row: np.ndarray) -> np.ndarray:
-        """Return every rank's `row`; all have the same length."""
-        rows = np.empty((self.transport.size, row.size), row.dtype)
-        if "all_gather" not in self.transport.fused:
-            return gather_rows(self.transport, self._kernels, row) if row.size else rows
-        counts = (row.nbytes,) * self.transport.size
-        source, target = _bytes_of(row), _bytes_of(rows)
-        job = Job("all_gather", _BYTES, source, target, counts, part_of=self._what)
-        job.fingerprint = self._word
-        self.transport.run(job)
-        return rows
-
-    def meet(self) -> None:
-        """Return when all ranks are here, and nothing failed on any of them."""
-
-        def meet(word: int) -> None:
-            if self.transport.size > 1:
-                agree(self.transport, self._kernels, word, self._what)
-
-        self._unless_failed(meet)
-
-    @property
-    def order(self) -> str:
-        """In which order `collective` adds."""
-        return self._algorithm.order if self._algorithm else ""
-
-    def on_host(self) -> HostMeeting:
-        """Return a meeting of the ranks on this one's host, for a part of the call."""
-        return HostMeeting(levels(self.transport)[0], self._kernels, self._job)
-
-    def across(self) -> HostMeeting:
-        """Return a meeting of this rank's counterparts likewise; it adds in their order."""
-        pairwise = find("all_reduce", "pairwise")
-        return HostMeeting(levels(self.transport)[1], self._kernels, self._job, pairwise)
-
-    def parts(self, job: Job) -> tuple[int, ...]:
-        """Return the chunks of an array by which the algorithm orders its sums."""
-        count = max(job.input.count, job.output.count)
-        return chunk_counts(count, self.transport.size) if self.order == "ring" else (count,)
-
-    def collective(self, job: Job) -> None:
-        """Do a collective of the hosts that this call consists of, unless something failed."""
-        algorithm, job.part_of = self._algorithm, self._what
-        assert algorithm is not None
-
-        def run(word: int) -> None:
-            job.fingerprint = word
-            if algorithm.name != "direct" and self.transport.size > 1:
-                compare(self.transport, self._kernels, word, algorithm.opens)
-            algorithm.run(self.transport, self._kernels, job)
-
-        if self.transport.size == 1:
-            self.check()
-        self._unless_failed(run)
-
-    def _unless_failed(self, act: Callable[[int], None]) -> None:
-        """Call `act` with a word that all ranks have in common, unless something failed on one."""
-        try:
-            act(self._word ^ self.has_failed)
-        except MismatchError:
-            notes = exchange_notes(self.transport, self._kernels, str(self._failure or ""))
-            self.check()
-            raise self._others(notes) from None
-        self.check()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether `check` raises."""
-        return self._failure is not None
-
-    def check(self) -> None:
-        """Raise what failed on this rank since the last meeting."""
-        if self._failure is not None:
-            raise self._failure
-
-    def told(self) -> HostMeeting:
-        """Return a context: the next `meet` raises, on all ranks, what is raised here."""
-        return self
-
-    def __enter__(self) -> None:
-        """Begin what may fail."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
-        """Keep the first error; those that end the process go on."""
-        if not isinstance(error, Exception):
-            return False
-        self._failure = self._failure or error
-        return True
-
-    def host_memory(self, nbytes: int) -> np.ndarray:
-        """Return new bytes of the host; symmetric, if ranks of this host share memory."""
-        transport = self.transport
-        shared = transport.fused or (transport.local and transport.local.fused)
-        memory: Any = _native.SharedMemory(nbytes) if shared else mmap.mmap(-1, nbytes)
-        return np.frombuffer(memory, np.uint8)
-
-    def _others(self, notes: list[str]) -> CommError:
-        told = [f"  rank {rank}: {note}" for rank, note in enumerate(notes) if note]
-        head = f"rank {self.transport.rank}: {self._what} failed on another rank"
-        return CommError("\n".join([head, *told]))
-
-
 class OnDevice:
-    """What one communicator does with device arrays."""
+    """What one communicator does with device arrays.
 
-    def __init__(self, rank: int, size: int):
+    Args:
+        timeout: seconds that a GPU waits for those of other ranks.
+    """
+
+    def __init__(self, rank: int, size: int, timeout: float):
         self._rank = rank
         self._size = size
+        self._timeout = timeout
         self._transport: CudaIpc | Staged | None = None
 
     @property
@@ -185,7 +61,7 @@ class OnDevice:
             raise type(error)(f"rank {self._rank}: {error}") from error
 
     def check(self, job: Job) -> None:
-        """Raise ArgumentError if the arrays are on another GPU than this rank's."""
+        """Raise ArgumentError if the arrays are on another GPU, or the first call is captured."""
         mine = process_device().runtime.device
         if job.device != mine:
             raise ArgumentError(
@@ -193,6 +69,8 @@ class OnDevice:
                 f"{place_name(mine)}: a rank has one GPU, the current one at the first use of "
                 "pycomm with GPUs"
             )
+        if not self.is_connected:
+            self._check_captured(job, False)
 
     def connect(self, meeting: HostMeeting) -> None:
         """Find out, in a call, how the ranks reach each other's GPUs; the same on all of them."""
@@ -205,8 +83,12 @@ class OnDevice:
             mine[:] = [device.runtime.can_access(gpu) for gpu in gpus]
         meeting.meet()
         access = meeting.gather(mine)
-        if mode(gpus, access.tolist()) != "staged":
-            self._transport = CudaIpc(device, self._rank, self._size)
+        if (found := mode(gpus, access.tolist())) != "staged":
+            reached = CudaIpc(device, self._rank, self._size)
+            reached.connect(meeting)
+            if found == "peer" and 1 < self._size <= MOST_RANKS:
+                reached.order = CudaPeer(reached, device, meeting, self._timeout)
+            self._transport = reached
             return
         ranks = meeting.transport
         if ranks.across and all(access[np.ix_(r, r)].all() for r in ranks.ranks_by_host):
@@ -249,12 +131,18 @@ class OnDevice:
 
         Returns:
             start(meeting) returns an event, or None: see CudaIpc.run and Staged.run.
+
+        Raises:
+            ArgumentError: the stream is being captured, which this call cannot be.
         """
         caller, transport = process_device().runtime.stream(of_torch(job)), self._transport
         assert transport is not None
         given: dict[str, Any] = {"caller": caller, "asynchronous": asynchronous}
         if isinstance(transport, Staged):
+            self._check_captured(job, False)
             given["ready"] = transport.after(caller)
+        else:
+            self._check_captured(job, not asynchronous and transport.order.capturable(job))
 
         def start(meeting: HostMeeting) -> Any:
             event = transport.run(job, meeting, **given)
@@ -263,6 +151,16 @@ class OnDevice:
 
         return start
 
+    def _check_captured(self, job: Job, can_be: bool) -> None:
+        """Raise ArgumentError if the caller's stream is being captured, and the call cannot be."""
+        runtime = process_device().runtime
+        if not can_be and runtime.is_capturing(runtime.stream(of_torch(job))):
+            raise ArgumentError(
+                f"rank {self._rank}: {job.kind} cannot be captured into a CUDA graph: every rank "
+                "needs a GPU of its own with access to all others; make the same call once before, "
+                "with symmetric arrays (Communicator.empty), and without async_op"
+            )
+
     def work(self, job: Job, event: Any, out: Any) -> StreamWork:
         """Return the Work of a collective that was enqueued.
 
@@ -270,18 +168,17 @@ class OnDevice:
             out: the caller's array for the result, None for job.output's own.
         """
         packed = job.output if out is not None and job.output.packed else None
-        result = array_of(job.output, out)
-        return StreamWork(process_device().runtime, event, result, packed, of_torch(job))
+        result, transport = array_of(job.output, out), self._transport
+        work = StreamWork(process_device().runtime, event, result, packed, of_torch(job))
+        if isinstance(transport, CudaIpc):
+            work.check = transport.order.check
+        return work
 
     def close(self) -> None:
         """Wait for asynchronous collectives."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
-
-
-def _bytes_of(row: np.ndarray) -> View:
-    return View(row, _BYTES, row.nbytes, _native.address(row))
 
 
 def of_torch(job: Job) -> bool:

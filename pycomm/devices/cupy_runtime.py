@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pycomm.arrays import numpy_dtype, torch_dtype
 from pycomm.devices.base import Allocation, DeviceError, Memory, Stream
 from pycomm.errors import UnsupportedError
@@ -87,6 +89,11 @@ class CupyRuntime:
         finally:
             self._local.stream = before
 
+    def is_capturing(self, stream: Stream) -> bool:
+        """Say whether `stream` is being captured into a CUDA graph."""
+        what = "asking whether a stream is captured"
+        return bool(self._do(what, self._cuda.streamIsCapturing, stream.handle))
+
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueue a copy between addresses of any device."""
         kind = self._cuda.memcpyDefault
@@ -161,6 +168,13 @@ class CupyRuntime:
     def close_memory(self, memory: Allocation) -> None:
         """Unmap what `open_memory` returned."""
         self._do("unmapping memory", self._cuda.ipcCloseMemHandle, memory.address)
+
+    def host_word(self) -> np.ndarray:
+        """Return a word of cudaHostAlloc, which has one address for the host and for GPUs."""
+        memory = self._do("page-locked memory", self._cupy.cuda.alloc_pinned_memory, 8)
+        word = np.frombuffer(memory, np.uint64, 1)
+        word[0] = 0
+        return word
 
     def pin(self, address: int, nbytes: int) -> None:
         """Lock memory of the host for copies by any GPU.

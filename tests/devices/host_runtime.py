@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,24 @@ class HostRuntime:
         finally:
             self._local.current = before
 
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Callable[[], None]]:
+        """Capture what is put on the current stream; give what puts it there, as often as wanted.
+
+        As by a replay of a graph on the stream that is current then.
+        """
+        stream, captured = self.current, []
+
+        def replay() -> None:
+            for work in captured:
+                self.current.put(work)
+
+        stream.captured = captured
+        try:
+            yield replay
+        finally:
+            stream.captured = None
+
     def check(self) -> None:
         """Raise what failed on any stream until now, also if a record overtook another."""
         assert not HostEvent.disorder
@@ -165,6 +183,9 @@ class HostRuntime:
     def launching(self) -> HostStream:
         """The stream that kernels are launched on."""
         return getattr(self._local, "launching", None) or self.current
+
+    def is_capturing(self, stream: Stream) -> bool:
+        return stream.owner.captured is not None
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         stream.owner.put(lambda: ctypes.memmove(target, source, nbytes))
@@ -210,6 +231,9 @@ class HostRuntime:
 
     def close_memory(self, memory: Allocation) -> None:
         pass
+
+    def host_word(self) -> np.ndarray:
+        return np.zeros(1, np.uint64)
 
     def pin(self, address: int, nbytes: int) -> None:
         assert address not in self.pinned

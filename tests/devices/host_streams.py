@@ -21,11 +21,16 @@ _PLACE = struct.Struct("<24sq")
 
 
 class HostStream:
-    """Does what is enqueued, in order, on a thread of its own, now and then after a delay."""
+    """Does what is enqueued, in order, on a thread of its own, now and then after a delay.
+
+    Attributes:
+        captured: if not None, work is noted there instead.
+    """
 
     def __init__(self, seed: int, delay_s: float):
         self.delay_s = delay_s
         self.failure: BaseException | None = None
+        self.captured: list[Callable[[], None]] | None = None
         self._random = random.Random(seed)
         self._enqueued = self._done = 0
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -33,8 +38,11 @@ class HostStream:
 
     def put(self, work: Callable[[], None]) -> None:
         """Enqueue `work`, and return at once."""
-        self._enqueued += 1
-        self._work.put(work)
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self._enqueued += 1
+            self._work.put(work)
 
     @property
     def idle(self) -> bool:

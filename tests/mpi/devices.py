@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import pycomm
 from pycomm.devices import process
+from pycomm.devices.base import DeviceError
 from pycomm.devices.process import Device
 from tests.cuda.compilers import cxx
 from tests.cuda.host import being_built
@@ -36,7 +38,9 @@ def doubles(
     """
     before, runtime_before = process._device, HostArray.runtime
     if comm.rank == 0:
-        being_built("reduce.cu", cxx()).result()  # streams would wait for it, and lose patience
+        files = ["reduce.cu", *["collective.cu"] * (gpus >= comm.size > 1)]
+        for built in [being_built(file, cxx()) for file in files]:
+            built.result()  # streams would wait for it, and lose patience
     comm.barrier()
     runtime = HostRuntime(f"double {comm.rank % gpus}", delay_s, comm.rank, peers)
     process.use(Device.of(runtime, **settings))
@@ -64,6 +68,28 @@ def several(comm: pycomm.Communicator) -> None:
 def runtime() -> HostRuntime:
     """Return the double that the process uses now."""
     return process.process_device().runtime
+
+
+def let_fail(patch: Any, what: str, when: str, mine: bool, act: Callable[[], Any]) -> None:
+    """Let the first, fourth or last call of a method of this rank's double fail, if `mine`.
+
+    Args:
+        patch: pytest's monkeypatch.
+        act: makes these calls; it is done once here, to count them.
+    """
+    done, real = [0], getattr(runtime(), what)
+
+    def call(failing: int, *arguments: Any) -> Any:
+        done[0] += 1
+        if done[0] == failing:
+            raise DeviceError(f"no {what} today")
+        return real(*arguments)
+
+    patch.setattr(runtime(), what, partial(call, 0))
+    act()
+    failing = {"first": 1, "fourth": min(4, done[0]), "last": done[0]}[when]
+    done[0] = 0
+    patch.setattr(runtime(), what, partial(call, failing if mine else 0))
 
 
 def transport_of(comm: pycomm.Communicator) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 
 import pycomm
 from pycomm.devices.base import DeviceError, Stream
-from tests.mpi.devices import apart, ordinary, runtime, several, symmetric
+from tests.mpi.devices import apart, let_fail, ordinary, runtime, several, symmetric
 
 
 @pytest.fixture
@@ -61,21 +60,8 @@ def test_what_fails_on_one_rank_is_told_on_all(one, what, count, when, monkeypat
     several(one)
     x, last = ordinary(one, np.ones(count)), one.size - 1
     one.all_reduce(x)
-    done, real = [0], getattr(runtime(), what)
-
-    def refuse_at(number: int, *arguments: object) -> None:
-        done[0] += 1
-        if done[0] == number:
-            raise DeviceError(f"no {what} today")
-        real(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(runtime(), what, partial(refuse_at, -1))
-        one.all_reduce(x)
-        number = {"first": 1, "fourth": min(4, done[0]), "last": done[0]}[when]
-        done[0] = 0
-        if one.rank == last:
-            patch.setattr(runtime(), what, partial(refuse_at, number))
+        let_fail(patch, what, when, one.rank == last, lambda: one.all_reduce(x))
         own = f"no {what} today" if one.rank == last else f"rank {last}: no {what} today"
         with pytest.raises(pycomm.CommError, match=own):
             one.all_reduce(x)

@@ -12,7 +12,7 @@ import pytest
 
 import pycomm
 from pycomm.devices.base import Stream
-from pycomm.on_device import HostMeeting
+from pycomm.host_meeting import HostMeeting
 from pycomm.transport.job import Job
 from pycomm.transport.staged import SLOTS
 from tests.devices.host_array import HostArray
