@@ -11,6 +11,8 @@ import click
 import torch
 
 import pycomm
+from pycomm.parallel.placement import default_device
+from pycomm.trainers.precision import PRECISIONS
 from pycomm.workloads import data, models
 from pycomm.workloads.task import Task
 
@@ -22,6 +24,7 @@ Examples:
   mpirun -np 2 python train.py --model gpt --data text        learns to write Python
   mpirun -np 2 python train.py --data mine.npz --epochs 50    your arrays x and y
   mpirun -np 2 python train.py --checkpoint run1              again: goes on where it ended
+  mpirun -np 4 python train.py --device cuda --precision bf16 on GPUs, also several ranks on one
 More ranks than cores: mpirun --oversubscribe. Threads per rank: OMP_NUM_THREADS.
 """
 PARALLEL = (
@@ -32,6 +35,11 @@ DATA = (
     "8×8 images; the source of Python's library; an .npz file with x and y (and x_test, y_test), "
     "a text file or a folder of text files."
 )
+DEVICE = (
+    "cuda: each rank on a GPU of its host, dealt out in turn; with more ranks than GPUs some share "
+    "one.  [default: cuda if every rank has one]"
+)
+PRECISION = "bf16: bfloat16 where torch.autocast finds that it does; weights stay float32."
 POSITIVE = click.IntRange(min=1)
 FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
@@ -54,6 +62,8 @@ FITTING = "[default: fits the data]"
 @click.option(
     "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 4]"
 )
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
 @click.option("--checkpoint", type=FOLDER, help="Save here, and resume from what is here.")
 @click.option("--metrics", type=FILE, help="JSON Lines: step, loss, samples_per_s.")
 def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None:
@@ -90,13 +100,19 @@ def build_trainer(
         return torch.optim.AdamW([p for _, p in named], lr=options["lr"] or task.defaults.lr)
 
     parts = module, optimizer, task.loss_fn, comm
+    where = {
+        "device": options["device"] or default_device(comm),
+        "precision": options["precision"],
+    }
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
-        return pycomm.ModelParallelTrainer(*parts, microbatches=options["microbatches"] or 4)
+        return pycomm.ModelParallelTrainer(
+            *parts, microbatches=options["microbatches"] or 4, **where
+        )
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1)
+    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1, **where)
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:
@@ -110,7 +126,7 @@ def summary(task: Task, result: dict[str, Any]) -> str:
     return f"test accuracy {accuracy:.2%} of {result['count']} samples, loss {result['loss']:.4f}"
 
 
-def leave(error: click.ClickException | pycomm.ArgumentError) -> None:
+def leave(error: Exception) -> None:
     """Say once what was wrong with the arguments, and end every rank with exit code 2."""
     comm = pycomm.init()
     if comm.rank == 0:
@@ -124,7 +140,7 @@ def leave(error: click.ClickException | pycomm.ArgumentError) -> None:
 if __name__ == "__main__":
     try:
         main(standalone_mode=False)
-    except (click.ClickException, pycomm.ArgumentError) as error:
+    except (click.ClickException, pycomm.ArgumentError, pycomm.MissingError) as error:
         leave(error)
     except click.Abort:  # Ctrl-C
         sys.exit(130)

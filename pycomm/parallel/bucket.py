@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.placement import common_device
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -70,7 +71,8 @@ class GradientBuckets:
 
     Hooks copy each gradient that autograd finished into its bucket, once, and make `p.grad` the
     view there; later gradients of the same group are added in place. The buffers belong to this
-    object; between a backward pass and `reduce` the user may read and change `p.grad`.
+    object, and are where the parameters are, in memory of the host or of the rank's GPU; between a
+    backward pass and `reduce` the user may read and change `p.grad`.
 
     Args:
         parameters: (name, parameter) pairs; those that require no gradient are left out.
@@ -79,8 +81,9 @@ class GradientBuckets:
         algorithm: of all_reduce; None lets pycomm choose.
 
     Raises:
-        ArgumentError: bucket_bytes is not positive.
-        UnsupportedError: a parameter is not in CPU memory.
+        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
+            rank's, or not where others are.
+        UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class GradientBuckets:
         self.flats: list[torch.Tensor] = []
         self.slots: list[Slot] = []
         trainable = [(name, p) for name, p in parameters if p.requires_grad]
+        self._device = common_device(trainable, comm)
         sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in trainable]
         for indices in plan_buckets(sizes, bucket_bytes):
             self._allocate([trainable[i] for i in indices])
@@ -131,14 +135,9 @@ class GradientBuckets:
         dtype = members[0][1].dtype
         step = ALIGNMENT_BYTES // dtype.itemsize
         offsets = [0]
-        for name, p in members:
-            if p.device.type != "cpu":
-                raise UnsupportedError(
-                    f"parameter {name!r} is on {p.device} (rank {self.comm.rank}): "
-                    f"move the model with .cpu()"
-                )
+        for _, p in members:
             offsets.append(offsets[-1] + -(-p.numel() // step) * step)
-        flat = self.comm.empty(offsets[-1], dtype).zero_()
+        flat = self.comm.empty(offsets[-1], dtype, device=self._device).zero_()
         self.flats.append(flat)
         for (name, p), offset in zip(members, offsets):
             strides = torch.empty_like(p, device="meta").stride()

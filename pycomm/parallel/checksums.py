@@ -32,7 +32,7 @@ def check_same_weights(module: nn.Module, comm: Communicator, step: int) -> None
         DivergedError: on every rank; names the first parameter that differs, and on which ranks.
     """
     parameters = dict(module.named_parameters())
-    names, views = list(parameters), [host_view(p.detach()) for p in parameters.values()]
+    names, views = list(parameters), [host_view(p.detach().cpu()) for p in parameters.values()]
     digests = [_native.digest(v.address, v.nbytes) for v in views]
     rows = comm.all_gather(np.array(digests, np.uint64))
     differ = np.flatnonzero((rows != rows[0]).any(axis=0))

@@ -33,6 +33,8 @@ class DataParallel(nn.Module):
     often. A parameter that no rank used keeps `grad` None; one that only others used gets their
     average with zeros. Gradients are views of buckets that belong to this wrapper.
 
+    The module stays where it is. On a GPU, that is the rank's from then on.
+
     Args:
         module: the same model on every rank; it is used, not copied.
         comm: the ranks.
@@ -44,8 +46,9 @@ class DataParallel(nn.Module):
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
-        ArgumentError: bucket_bytes is not positive.
-        UnsupportedError: a parameter is not in CPU memory.
+        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
+            rank's, or not where others are.
+        UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
     def __init__(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,10 +47,17 @@ class Stage:
         module: this stage's layers.
         comm: one rank for each stage, in order.
         trains_before: whether an earlier stage has a parameter that requires a gradient.
+        context: makes the context of each forward pass and loss, such as autocast's.
     """
 
-    def __init__(self, module: nn.Module, comm: Communicator, trains_before: bool = False):
-        self.module, self.comm = module, comm
+    def __init__(
+        self,
+        module: nn.Module,
+        comm: Communicator,
+        trains_before: bool = False,
+        context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ):
+        self.module, self.comm, self._context = module, comm, context
         self.first = comm.rank == 0
         self.last = comm.rank == comm.size - 1
         self._gradient_back = trains_before
@@ -102,11 +111,11 @@ class Stage:
         box: list[torch.Tensor] = []
         x = inputs[m] if self.first else self._activations.pop(m).wait()
         back = self._travels(x, self._gradient_back)
-        entry = _Entry.apply(torch.empty(0, requires_grad=True), x, box) if back else x
-        y = self.module(entry)
-        if self.last:
-            y = loss(m, y)
-        else:
+        entry = _Entry.apply(x.new_empty(0).requires_grad_(), x, box) if back else x
+        with self._context():
+            y = self.module(entry)
+            y = loss(m, y) if self.last else y
+        if not self.last:
             self._pass_on(m, y)
         if torch.is_grad_enabled():
             self._kept[m] = (x, y, box)

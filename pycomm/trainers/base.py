@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import check_equal, on_every_rank, raise_together
+from pycomm.parallel.replicate import check_equal, on_every_rank
 from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import Checkpoint, check_writable, exists, save
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
 from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
+from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.report import Log, Meter, print_rows
 from pycomm.trainers.threads import share_cores
@@ -38,6 +39,7 @@ class Trainer(ABC):
 
     Attributes:
         module: the model, or this rank's part of it.
+        device: where it is: the CPU, or this rank's GPU.
         optimizer: what the factory returned; None where this rank has no parameters.
         progress: how far training has come; `fit` goes on from there.
         meter: the time of training on this rank.
@@ -53,19 +55,23 @@ class Trainer(ABC):
         accumulate: int,
         clip_norm: float | None,
         weight: Weight | None,
+        device: torch.device,
+        precision: str,
     ):
         check_equal(comm, "accumulate and clip_norm", (accumulate, clip_norm))
+        check_equal(comm, "precision", precision)
         if not isinstance(accumulate, int) or accumulate < 1:
             raise ArgumentError(f"accumulate={accumulate!r} must be an integer ≥ 1")
         if clip_norm is not None and not clip_norm > 0:
             raise ArgumentError(f"clip_norm={clip_norm} must be positive, or None")
         share_cores(comm)
         named = list(module.named_parameters())
-        self.module, self.loss_fn, self.comm = module, loss_fn, comm
+        self.module, self.loss_fn, self.comm, self.device = module, loss_fn, comm, device
+        self._forward_context = forward_context(precision, device)
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.optimizer = optimizer(named) if named else None
         self.progress = Progress()
-        self.meter = Meter(comm)
+        self.meter = Meter(comm, device)
         self._weight = weight or batches.count_samples
         self._pending = 0  # batches whose gradients have been added since the last update
 
@@ -103,7 +109,7 @@ class Trainer(ABC):
         Until the next call `p.grad` stays what it was for the update.
 
         Args:
-            inputs, targets: this rank's share; the trainer says who may pass None.
+            inputs, targets: this rank's share, anywhere; the trainer says who may pass None.
 
         Returns:
             The global mean loss of this batch, the same float on every rank.
@@ -205,7 +211,7 @@ class Trainer(ABC):
         metrics = metrics or {}
         self._share_buffers()
         sums = no_sums(metrics)
-        with evaluating(self.module):
+        with evaluating(self.module), self._forward_context():
             for indices in batches.in_order(len(dataset), batch_size):
                 sums += self._evaluate_batch(*self.fetch(dataset, indices), metrics)
         self.comm.all_reduce(sums)
@@ -223,13 +229,13 @@ class Trainer(ABC):
         if self._pending:
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
-        save(directory, self.comm, self._part(), random_state(), asdict(self.progress))
+        save(directory, self.comm, self._part(), random_state(self.device), asdict(self.progress))
 
     def load(self, directory: str | Path) -> None:
-        """Restore what `save` wrote, on any number of ranks and from any trainer.
+        """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
 
         Every rank must call this and see the folder. Random generators are restored on the ranks
-        that existed when it was saved.
+        that existed when it was saved, and on the kind of device.
 
         Raises:
             ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
@@ -241,14 +247,14 @@ class Trainer(ABC):
         restore_optimizer(self.optimizer, self.module, state["optimizer"])
         self.progress, self._pending = Progress(**saved["progress"]), 0
         if random is not None:
-            restore_random(random)
+            restore_random(random, self.device)
 
     def report(self) -> list[dict[str, Any]]:
         """Return a row for each rank; every rank must call this.
 
         Returns:
             rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far.
+            and `fit` calls so far; on a GPU also gpu_bytes, see `gpu_memory`.
         """
         return self.comm.all_gather_object(self.meter.row())
 
@@ -277,18 +283,14 @@ class Trainer(ABC):
         self.progress.loss = loss
 
     def _read(self, directory: str | Path) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        error = None
-        try:
+        def read() -> dict[str, Any]:
             saved = Checkpoint(directory)
             saved.check(self._expected())
-            state["part"] = saved.read(self.module.state_dict())
-            state["random"] = saved.random(self.comm.rank)
-            state["progress"] = saved.progress
-        except ArgumentError as caught:
-            error = caught
-        raise_together(self.comm, error)
-        return state
+            part = saved.read(self.module.state_dict())
+            random = saved.random(self.comm.rank)
+            return {"part": part, "random": random, "progress": saved.progress}
+
+        return on_every_rank(self.comm, read)
 
     def _pending_text(self, operation: str) -> str:
         return (

@@ -115,6 +115,24 @@ def fetch(dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a tensor, or a list, tuple or dict of tensors, on `device`; anything else as it is.
+
+    What was on the host has been read when this returns; the host waits for the GPU only if it is
+    page-locked.
+    """
+    if isinstance(batch, torch.Tensor):
+        read_first = batch.device.type == device.type or batch.is_pinned()
+        return batch.to(device, non_blocking=not read_first)
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(part, device) for part in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved(part, device) for part in batch)
+    return batch
+
+
 def count_samples(batch: Any) -> int:
     """Return how many samples a tensor, or a list, tuple or dict of tensors, holds; None: 0."""
     if batch is None:

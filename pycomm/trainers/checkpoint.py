@@ -26,6 +26,7 @@ import torch
 
 from pycomm.errors import ArgumentError, CommError
 from pycomm.parallel.replicate import raise_together
+from pycomm.trainers.named_state import on_host
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -166,7 +167,7 @@ class Checkpoint:
 
     def _torch_load(self, file: str) -> Any:
         try:
-            return torch.load(self.folder / file, weights_only=True)
+            return torch.load(self.folder / file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ArgumentError(f"{str(self.folder / file)!r} cannot be read: {error}") from error
 
@@ -207,7 +208,7 @@ def _new_folder(root: Path, step: int) -> str:
 def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
     if part is None:
         return {}
-    write_atomically(path, lambda file: torch.save(part, file))
+    write_atomically(path, lambda file: torch.save(on_host(part), file))
     return {
         name: {"file": path.name, "dtype": str(t.dtype), "shape": list(t.shape)}
         for name, t in part["model"].items()

@@ -12,6 +12,7 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
@@ -49,11 +50,14 @@ class DataParallelTrainer(Trainer):
         algorithm: of all_reduce; None lets pycomm choose.
         checksums: after every so many updates, compare the parameters of all ranks (`step` and
             `fit` raise DivergedError if they differ); 0 does not, None is PYCOMM_CHECKSUMS, or 0.
+        device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
+            module is moved there, batches as they come. None: where the module is.
+        precision: "fp32" computes in the dtypes of the parameters, "bf16" by torch.autocast.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
         ArgumentError: a value is out of range.
-        UnsupportedError: a parameter is not in CPU memory.
+        MissingError: a rank has no GPU, for device="cuda"; raised on all.
     """
 
     def __init__(
@@ -67,7 +71,11 @@ class DataParallelTrainer(Trainer):
         weight: Weight | None = None,
         algorithm: str | None = None,
         checksums: int | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
     ):
+        place_here = place(module, comm, device)
+        move(module, comm, place_here)
         check_same_model(module, comm)
         copy_from_rank_0(module, comm)
         super().__init__(
@@ -78,6 +86,8 @@ class DataParallelTrainer(Trainer):
             accumulate=accumulate,
             clip_norm=clip_norm,
             weight=weight,
+            device=place_here,
+            precision=precision,
         )
         self._buckets = GradientBuckets(
             module.named_parameters(),
@@ -112,7 +122,9 @@ class DataParallelTrainer(Trainer):
         self._total += total
         value = 0.0
         if weight:
-            loss = self.loss_fn(self.module(inputs), targets)
+            x, t = batches.moved((inputs, targets), self.device)
+            with self._forward_context():
+                loss = self.loss_fn(self.module(x), t)
             (loss * (weight / self._unit)).backward()
             value = loss.item() * weight
         samples = batches.count_samples(inputs)
@@ -127,7 +139,8 @@ class DataParallelTrainer(Trainer):
         if inputs is None:
             return no_sums(metrics)
         weight = float(self._weight(targets))
-        return batch_sums(self.module(inputs), targets, self.loss_fn, weight, metrics)
+        x, t = batches.moved((inputs, targets), self.device)
+        return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
 
     def _part(self) -> dict[str, Any] | None:
         if self.comm.rank != 0:

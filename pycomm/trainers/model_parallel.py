@@ -15,6 +15,7 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
 from pycomm.parallel.pipeline import Stage
+from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, tensors
 from pycomm.parallel.schedule import Action, Forward, find_schedule
 from pycomm.trainers import batches
@@ -50,11 +51,15 @@ class ModelParallelTrainer(Trainer):
         balance: what parts are balanced by: "params", or a cost for each layer.
         clip_norm: the largest norm of the whole gradient, over all parts; None does not clip.
         weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
+        device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
+            module is moved there, batches as they come. None: where the module is.
+        precision: "fp32" computes in the dtypes of the parameters, "bf16" by torch.autocast.
 
     Raises:
         ArgumentError: there are more ranks than layers, parts share a parameter, or a value is
             out of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
+        MissingError: a rank has no GPU, for device="cuda"; raised on all.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class ModelParallelTrainer(Trainer):
         balance: str | Sequence[float] = "params",
         clip_norm: float | None = None,
         weight: Weight | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
     ):
         given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
         check_equal(comm, "microbatches, schedule or balance", given)
@@ -78,21 +85,26 @@ class ModelParallelTrainer(Trainer):
         layers = layers_of(module)
         whole = nn.Sequential(OrderedDict(layers))
         costs = layer_costs(layers, balance)
+        place_here = place(whole, comm, device)
         check_same_model(whole, comm)
         parts = _split(layers, partition(costs, comm.size))
         self._whole = describe(whole)
         before = any(p.requires_grad for part in parts[: comm.rank] for p in part.parameters())
-        self._stage = Stage(parts[comm.rank], comm, before)
+        part = parts[comm.rank]
         _deliver(parts, comm)
+        move(part, comm, place_here)
         super().__init__(
-            parts[comm.rank],
+            part,
             optimizer,
             loss_fn,
             comm,
             accumulate=1,
             clip_norm=clip_norm,
             weight=weight,
+            device=place_here,
+            precision=precision,
         )
+        self._stage = Stage(part, comm, before, self._forward_context)
 
     def fetch(self, dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:
         """Return the whole global batch on the first and last rank, (None, None) elsewhere."""
@@ -107,17 +119,18 @@ class ModelParallelTrainer(Trainer):
                 f"the weights of a batch of {batch.samples} samples add up to {batch.weight} "
                 f"(this is rank {self.comm.rank}): they must be ≥ 0, and one of them positive"
             )
-        value = np.zeros(1)
+        losses: list[tuple[torch.Tensor, float]] = []
 
         def loss(microbatch: int, output: torch.Tensor) -> torch.Tensor | None:
             weight = batch.weights[microbatch]
             if weight == 0:
                 return None
             mean = self.loss_fn(output, batch.targets[microbatch])
-            value[0] += mean.item() * weight
+            losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight)
 
         self._stage.run(self._actions(batch), batch.inputs, loss)
+        value = np.array([sum(mean.item() * weight for mean, weight in losses)], np.float64)
         self.comm.broadcast(value, root=self.comm.size - 1)
         return BatchLoss(float(value[0]), batch.weight, batch.samples)
 
@@ -163,7 +176,7 @@ class ModelParallelTrainer(Trainer):
             ArgumentError: on every rank, if the first has no inputs or the last no targets, if
                 their numbers differ, or if there are none.
         """
-        xs = self._microbatches_of(inputs) if self._stage.first else []
+        xs = self._microbatches_of(self._moved(inputs)) if self._stage.first else []
         ts = self._microbatches_of(targets) if self._stage.last else []
         weights = [float(self._weight(t)) for t in ts]
         total = sum(weights) if all(w >= 0 for w in weights) else math.nan
@@ -175,7 +188,11 @@ class ModelParallelTrainer(Trainer):
                 f"rank 0 got inputs with {samples} samples, rank {self.comm.size - 1} targets with "
                 f"{others} (this is rank {self.comm.rank}): pass tensors of equal length ≥ 1 there"
             )
+        ts = self._microbatches_of(self._moved(targets)) if self._stage.last else []
         return _Batch(samples, total, xs, ts, weights)
+
+    def _moved(self, batch: Any) -> Any:
+        return batches.moved(batch, self.device)
 
     def _microbatches_of(self, batch: Any) -> list[torch.Tensor]:
         if not isinstance(batch, torch.Tensor) or batch.dim() == 0 or len(batch) == 0:

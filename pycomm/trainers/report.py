@@ -7,11 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from pycomm.devices.process import process_device
 from pycomm.errors import ArgumentError
+from pycomm.parallel.placement import CPU
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -24,8 +27,8 @@ class Meter:
     pycomm less the part in which it waited for other ranks, which is idle.
     """
 
-    def __init__(self, comm: Communicator):
-        self.comm = comm
+    def __init__(self, comm: Communicator, device: torch.device = CPU):
+        self.comm, self._device = comm, device
         self.samples = 0
         self.wall_s = self.busy_s = self.idle_s = 0.0
         self.bytes_sent = 0
@@ -43,6 +46,7 @@ class Meter:
 
     def row(self) -> dict[str, Any]:
         """Return this rank's line of the report; times in seconds."""
+        on_gpu = self._device.type == "cuda"
         return {
             "rank": self.comm.rank,
             "samples_per_s": self.samples / self.wall_s if self.wall_s else 0.0,
@@ -50,6 +54,7 @@ class Meter:
             "communicating_s": self.busy_s - self.idle_s,
             "idle_s": self.idle_s,
             "bytes_sent": self.bytes_sent,
+            **({"gpu_bytes": gpu_memory(self._device)} if on_gpu else {}),
         }
 
     def _now(self) -> tuple[float, float, float, int]:
@@ -57,15 +62,23 @@ class Meter:
         return time.perf_counter(), stats.busy_s, stats.idle_s, stats.bytes_sent
 
 
+def gpu_memory(device: torch.device) -> int:
+    """Return the most bytes that torch had in use on a GPU, and those of pycomm's slabs."""
+    return torch.cuda.max_memory_allocated(device) + process_device().slabs.nbytes
+
+
 def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the rows of `Meter.row`, one for each rank, as a table."""
+    """Print the rows of `Trainer.report`, one for each rank, as a table."""
     table = Table(title="per rank")
     for title in ("rank", "samples/s", "computing s", "communicating s", "idle s", "MB sent"):
         table.add_column(title, justify="right")
+    if any("gpu_bytes" in row for row in rows):
+        table.add_column("GPU MB", justify="right")
     for row in rows:
         times = (f"{row[key]:.2f}" for key in ("computing_s", "communicating_s", "idle_s"))
         sent = f"{row['bytes_sent'] / 1e6:.1f}"
-        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent)
+        gpu = [f"{row['gpu_bytes'] / 1e6:.1f}"] if "gpu_bytes" in row else []
+        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent, *gpu)
     (console or Console()).print(table)
 
 

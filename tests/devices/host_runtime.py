@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -244,11 +245,12 @@ class HostRuntime:
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)
 
-    def array(
-        self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool
-    ) -> HostArray:
-        assert not as_tensor, "the double has no tensors"
+    def array(self, memory: Memory, shape: tuple[int, ...], dtype: DType, as_tensor: bool) -> Any:
         nbytes = int(np.prod(shape, dtype=int)) * dtype.itemsize
+        if as_tensor:
+            from tests.devices.host_tensor import laid_into
+
+            return laid_into(memory, shape, dtype)
         flat = memory_at(memory.address, nbytes).view(numpy_dtype(dtype))
         return HostArray(shape, dtype, flat.reshape(shape), memory)
 

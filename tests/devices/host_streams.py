@@ -32,6 +32,7 @@ class HostStream:
         self.failure: BaseException | None = None
         self.captured: list[Callable[[], None]] | None = None
         self._random = random.Random(seed)
+        self._enqueued = self._done = 0
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name=f"stream-{seed}").start()
 
@@ -40,7 +41,13 @@ class HostStream:
         if self.captured is not None:
             self.captured.append(work)
         else:
+            self._enqueued += 1
             self._work.put(work)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was enqueued is done, and nothing failed."""
+        return self._done == self._enqueued and self.failure is None
 
     def end(self) -> None:
         """End the thread once it has done all work."""
@@ -54,6 +61,7 @@ class HostStream:
                 work()
             except BaseException as error:
                 self.failure = self.failure or error
+            self._done += 1
 
 
 class HostEvent:
