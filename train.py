@@ -159,7 +159,7 @@ def summary(task: Task, result: dict[str, Any]) -> str:
     return f"test accuracy {accuracy:.2%} of {result['count']} samples, loss {result['loss']:.4f}"
 
 
-def leave(error: click.ClickException | pycomm.ArgumentError) -> None:
+def leave(error: Exception) -> None:
     """Say once what was wrong with the arguments, and end every rank with exit code 2."""
     comm = pycomm.init()
     if comm.rank == 0:
@@ -173,7 +173,7 @@ def leave(error: click.ClickException | pycomm.ArgumentError) -> None:
 if __name__ == "__main__":
     try:
         main(standalone_mode=False)
-    except (click.ClickException, pycomm.ArgumentError) as error:
+    except (click.ClickException, pycomm.ArgumentError, pycomm.MissingError) as error:
         leave(error)
     except click.Abort:  # Ctrl-C
         sys.exit(130)

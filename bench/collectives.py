@@ -16,7 +16,10 @@ from pycomm import Communicator
 from pycomm.types import OPS
 
 KNOWN = {name: op for name, op in COLLECTIVES.items() if hasattr(Communicator, name)}
-IMPLEMENTATIONS = "pycomm,pycomm-symmetric,mpi4py,gloo,deepspeed,limit"
+IMPLEMENTATIONS = {
+    "cpu": "pycomm,pycomm-symmetric,mpi4py,gloo,deepspeed,limit",
+    "cuda": "pycomm,pycomm-symmetric,mpi4py-staged,gloo,n_in_n_out",
+}
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -31,9 +34,12 @@ IMPLEMENTATIONS = "pycomm,pycomm-symmetric,mpi4py,gloo,deepspeed,limit"
 def main(**chosen: Any) -> None:
     """Time collectives of pycomm, MPI, Gloo and DeepSpeed in turn, each size verified first.
 
+    With --device cuda arrays are on the GPU, and an operation takes as long as the host waits for
+    it; n_in_n_out is the kernel of an all_reduce in one process that has all buffers to itself.
+
     The exit code is not 0 if an element was wrong. bench/README.md says what the columns are.
     """
-    options.run(KNOWN, **chosen)
+    options.run(KNOWN, IMPLEMENTATIONS, **chosen)
 
 
 if __name__ == "__main__":

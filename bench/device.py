@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.environment import versions
+from bench.gpu import STAND_IN, gpu_name
 from bench.peers import UnavailableError
 from pycomm.arrays import numpy_dtype
 from pycomm.errors import MissingError
 from pycomm.kernels.cuda import CudaKernels
 from pycomm.kernels.cuda_launcher import CupyLauncher, import_cupy
 from pycomm.types import DTYPES
-
-_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
 
 
 class Device:
@@ -82,20 +80,7 @@ class Device:
 
     def name(self) -> str:
         """Return the GPU's name, memory and driver."""
-        if not self.on_gpu:
-            return "no GPU: the host stands in"
-        runtime = self.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(self.xp.cuda.Device().id)
-        memory = properties["totalGlobalMem"] / 2**30
-        version = runtime.driverGetVersion()
-        driver = f"{version // 1000}.{version % 1000 // 10}"
-        return f"{properties['name'].decode()}, {memory:.0f} GiB, driver for CUDA {driver}"
-
-
-def device_versions() -> dict[str, str]:
-    """Return the versions of what takes part."""
-    found = versions((*("pycomm", "numpy", "torch"), *_PACKAGES))
-    return {name: number for name, number in found.items() if number != "absent"}
+        return gpu_name(self.xp) if self.on_gpu else STAND_IN
 
 
 def numpy_bytes(values: np.ndarray, dtype: str) -> np.ndarray:

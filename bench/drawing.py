@@ -26,6 +26,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "gloo": {"color": "#d1495b", "marker": "s"},
     "deepspeed": {"color": "#8f5fbf", "marker": "^"},
     "limit": {"color": "#555555", "linestyle": "--", "marker": "."},
+    "n_in_n_out": {"color": "#555555", "linestyle": "--", "marker": "."},
+    "mpi4py-staged": {"color": "#e08e0b", "marker": "D"},
     "copy": {"color": "#555555", "linestyle": "--", "marker": "."},
     "torch": {"color": "#d1495b", "marker": "s"},
     "torch-foreach": {"color": "#8f5fbf", "marker": "^"},

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,20 @@ from pycomm.transport.mpi import library_name
 ROOT = Path(__file__).resolve().parent.parent
 
 _XHC = "OMPI_MCA_coll_xhc_priority"
+_DEVICE_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
 _THREADS = ("single", "funneled", "serialized", "multiple")
 
 
-def describe(ranks: Ranks, peers: Iterable[str], missing: dict[str, str]) -> dict[str, Any]:
+def describe(
+    ranks: Ranks, peers: Iterable[str], missing: dict[str, str], gpu: str | None = None
+) -> dict[str, Any]:
     """Return the meta record; collective.
 
     Args:
         ranks: who takes part.
         peers: names and versions of the implementations.
         missing: implementation → why it is not measured.
+        gpu: which GPUs take part; None if arrays are on the host.
     """
     affinity = ranks.gathered(sorted(os.sched_getaffinity(0)))
     local = ranks.comm.local.size
@@ -38,11 +42,13 @@ def describe(ranks: Ranks, peers: Iterable[str], missing: dict[str, str]) -> dic
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "argv": sys.argv,
-        "versions": versions(),
+        "versions": versions() if gpu is None else versions() | device_versions(),
         "mpi": mpi_name(ranks.mpi),
         "mpi_threads": _THREADS[ranks.mpi.Query_thread()],
         "transport": ranks.comm.explain("all_reduce", 1 << 20).splitlines()[0],
         "machine": machine(),
+        "device": "cpu" if gpu is None else "cuda",
+        "gpu": gpu,
         "cores": os.cpu_count(),
         "ranks": ranks.size,
         "hosts": ranks.hosts,
@@ -64,6 +70,7 @@ def header(meta: dict[str, Any]) -> list[str]:
         f"mpi: {meta['mpi']}, threads {meta['mpi_threads']}",
         f"transport: {meta['transport']}",
         f"machine: {meta['machine']}",
+        *([f"gpu: {meta['gpu']}"] if meta["gpu"] else []),
         f"ranks: {meta['ranks']} on {meta['hosts']} host(s), cores: {meta['cores']}, "
         f"oversubscribed: {'yes' if meta['oversubscribed'] else 'no'}",
         f"affinity: {each}",
@@ -84,6 +91,12 @@ def versions(
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def device_versions() -> dict[str, str]:
+    """Return the versions of what drives a GPU, as far as it is installed."""
+    found = versions(_DEVICE_PACKAGES)
+    return {name: number for name, number in found.items() if number != "absent"}
 
 
 def mpi_name(mpi: Any) -> str:
@@ -109,6 +122,12 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = match[1] if match else platform.machine()
     return f"{name}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def results_folder(processor: str) -> Path:
+    """Return where results of this day on a machine with this processor go."""
+    name = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
+    return ROOT / "bench" / "results" / f"{date.today()}-{name}"
 
 
 def spans(cores: list[int]) -> str:

@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from bench import environment, records, report
-from bench.device import Device, device_versions
+from bench.device import Device
 from bench.device_kernels import Kernel, copy_use
 from bench.device_sampling import collect, overhead_us
 from bench.device_table import kernels
@@ -124,7 +124,7 @@ def meta_of(device: Device) -> dict[str, Any]:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": environment.commit(),
         "argv": sys.argv,
-        "versions": environment.versions(()) | device_versions(),
+        "versions": environment.versions() | environment.device_versions(),
         "machine": f"{device.name()}; {environment.machine()}",
         "cores": os.cpu_count(),
         "ranks": 1,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from bench.operations import Case
@@ -49,7 +52,13 @@ class Memory:
 
 
 class Buffers:
-    """The input `x` and the output `out` of a case; parts of the same memory if it is in place."""
+    """The input `x` and the output `out` of a case; parts of the same memory if it is in place.
+
+    Attributes:
+        wait: what the host calls to wait for them to be ready; None if they always are.
+    """
+
+    wait: Callable[[], None] | None = None
 
     def __init__(self, case: Case, x: np.ndarray, out: np.ndarray):
         self._case = case
@@ -60,6 +69,18 @@ class Buffers:
     def _array(self, memory: np.ndarray, count: int, shared: bool) -> np.ndarray:
         array = memory[:-GUARD_BYTES].view(self._case.numpy)
         return array[self._case.chunk()] if shared and count < array.size else array[:count]
+
+    def give(self, values: np.ndarray) -> None:
+        """Make these the input."""
+        self.x[:] = values
+
+    def input(self) -> np.ndarray:
+        """Return the input as it is now."""
+        return self.x
+
+    def output(self, result: Any) -> np.ndarray:
+        """Return a result, flat: `out`, unless the operation returned another array."""
+        return self.out if result is None else np.asarray(result).reshape(-1)
 
     def poison(self) -> None:
         """Make every byte, guards included, one that must not be left in a result."""

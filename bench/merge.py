@@ -49,7 +49,7 @@ def competes(record: Record) -> bool:
 
 def limits(record: Record) -> bool:
     """Say whether a record is what the machine allows."""
-    return record.impl == "limit"
+    return record.impl in PEERS and not PEERS[record.impl].verified
 
 
 def ratios(

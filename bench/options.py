@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from bench.operations import Operation
-from bench.peers import PEERS
+from bench.peers import PEERS, UnavailableError
+from bench.ranks import Ranks
 from bench.runner import Options, Runner
 from bench.sizes import Names, Sizes
 from pycomm.types import DTYPES
@@ -21,15 +22,29 @@ _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Where arrays are; several ranks may share a GPU.",
+)
+
+
 def shared(
-    known: Mapping[str, Operation], ops: str, sizes: str, impl: str
+    known: Mapping[str, Operation], ops: str, sizes: str, impl: Mapping[str, str]
 ) -> Callable[[Callable], Callable]:
-    """Return a decorator that gives a command these options, with its own defaults."""
+    """Return a decorator that gives a command these options, with its own defaults.
+
+    Args:
+        impl: device → the implementations that are measured where none are named.
+    """
+    usual = "; ".join(f"on {device} {names}" for device, names in impl.items())
     options = [
+        DEVICE,
         click.option("--op", "ops", type=Names(known), default=ops, help=f"Of {_list(known)}."),
         click.option("--sizes", type=Sizes(), default=sizes, help="Bytes; or a list: 4,32K,25M."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32"),
-        click.option("--impl", type=Names(PEERS), default=impl, help=f"Of {_list(PEERS)}."),
+        click.option("--impl", type=Names(PEERS), help=f"Of {_list(PEERS)}.  [default: {usual}]"),
         click.option(
             "--seconds",
             type=click.FloatRange(0, min_open=True),
@@ -63,10 +78,26 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def run(known: Mapping[str, Operation], ops: list[str], **options: Any) -> None:
+def run(
+    known: Mapping[str, Operation], usual: Mapping[str, str], ops: list[str], **options: Any
+) -> None:
     """Run what the command line asks for, and exit: 1 if an element was wrong."""
+    options["impl"] = options["impl"] or usual[options["device"]].split(",")
     chosen = Options(ops=[known[name] for name in ops], **options)
-    sys.exit(Runner(chosen).run())
+    try:
+        runner = Runner(chosen)
+    except UnavailableError as error:
+        leave(error)
+    sys.exit(runner.run())
+
+
+def leave(error: Exception) -> NoReturn:
+    """Say on rank 0 what is missing, in one sentence, and exit with 1; collective."""
+    ranks = Ranks()
+    if ranks.rank == 0:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+    ranks.rest()  # the launcher ends all as soon as one has failed
+    sys.exit(1)
 
 
 def share_cores() -> None:

@@ -12,6 +12,8 @@ import click
 
 import pycomm
 from bench import environment, records, report
+from bench.device_memory import DeviceMemory
+from bench.gpu import Gpu, described
 from bench.memory import Memory
 from bench.operations import Case, Operation, Place, fitting_count
 from bench.patterns import Pattern
@@ -20,6 +22,7 @@ from bench.ranks import Ranks
 from bench.records import Record
 from bench.sampling import Plan, collect
 from bench.verify import Batch, count_wrong
+from pycomm.errors import MissingError
 from pycomm.types import DTYPES
 
 _CROWDED_SAMPLE_US = 2_000.0
@@ -44,6 +47,7 @@ class Options:
     json: Path | None
     plot: Path | None
     plant: int | None
+    device: str = "cpu"
 
 
 class Runner:
@@ -53,13 +57,15 @@ class Runner:
         self._options = options
         self._ranks = Ranks()
         _check(options, self._ranks.size)
-        self._peers, self._missing = opened(options.impl, self._ranks)
+        gpu = opened_gpu(self._ranks) if options.device == "cuda" else None
+        self._peers, self._missing = opened(options.impl, self._ranks, options.device)
         versions = [peer.version() for peer in self._peers.values()]
-        self._meta = environment.describe(self._ranks, versions, self._missing)
+        gpus = described(self._ranks.gathered(gpu.runtime.identity)) if gpu else None
+        self._meta = environment.describe(self._ranks, versions, self._missing, gpus)
         self._plan = self._sampling_plan()
         itemsize = DTYPES[options.dtype].itemsize
         largest = max(options.sizes) + self._ranks.size * itemsize
-        self._memory = Memory(self._ranks, largest)
+        self._memory = DeviceMemory(gpu, largest) if gpu else Memory(self._ranks, largest)
         self._records: list[Record] = []
 
     def run(self) -> int:
@@ -179,12 +185,34 @@ class Runner:
                 print(line, flush=True)
 
 
-def opened(names: Sequence[str], ranks: Ranks) -> tuple[dict[str, Peer], dict[str, str]]:
+def opened_gpu(ranks: Ranks) -> Gpu:
+    """Return this rank's GPU.
+
+    Raises:
+        UnavailableError: on all ranks, if one has none; in one sentence.
+    """
+    gpu, problem = None, ""
+    try:
+        gpu = Gpu(ranks.comm)
+    except MissingError as error:
+        problem = str(error)
+    problems = [p for p in ranks.gathered(problem) if p]
+    if gpu is None or problems:
+        raise UnavailableError(problems[0])
+    return gpu
+
+
+def opened(
+    names: Sequence[str], ranks: Ranks, device: str = "cpu"
+) -> tuple[dict[str, Peer], dict[str, str]]:
     """Set up implementations; return those that can be used on all ranks, and why others cannot."""
     peers: dict[str, Peer] = {}
     missing: dict[str, str] = {}
     for name in names:
         problem = ""
+        if device not in PEERS[name].devices:
+            missing[name] = f"it has no arrays on {device}"
+            continue
         try:
             peers[name] = PEERS[name](ranks)
         except UnavailableError as error:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import click
 
-from bench.environment import ROOT, machine
+from bench.environment import ROOT, machine, results_folder
 
 OWN = "pycomm,pycomm-symmetric,mpi4py"
 OPEN_MPI = ("--bind-to", "none", "--oversubscribe")
@@ -26,20 +24,25 @@ _LIMIT_S = 7200
 
 @dataclass(frozen=True)
 class Launch:
-    """One mpirun: a script of bench/ in an environment; `name` is that of its files."""
+    """One mpirun: a script of bench/ in an environment; `name` is that of its files.
+
+    It takes the options that all share, or none of them.
+    """
 
     name: str
     environment: Path
     flags: tuple[str, ...]
     script: str
     options: tuple[str, ...] = ()
+    takes_options: bool = True
 
     def command(self, ranks: int, folder: Path, options: Sequence[str]) -> list[str]:
         """Return the command line."""
         binaries = self.environment / "bin"
         launcher = [str(binaries / "mpirun"), *self.flags, "-np", str(ranks)]
         program = [str(binaries / "python"), f"bench/{self.script}", *self.options]
-        return [*launcher, *program, *options, "--json", str(folder / f"{self.name}-{ranks}.json")]
+        program += options if self.takes_options else []
+        return [*launcher, *program, "--json", str(folder / f"{self.name}-{ranks}.json")]
 
 
 def launches(open_mpi: Path, mpich: Path) -> list[Launch]:
@@ -53,6 +56,7 @@ def launches(open_mpi: Path, mpich: Path) -> list[Launch]:
         Launch("p2p", open_mpi, OPEN_MPI, *messages),
         Launch("p2p-mpich", mpich, (), "p2p.py", ("--impl", "pycomm,mpi4py")),
         Launch("overlap", open_mpi, OPEN_MPI, "overlap.py"),
+        Launch("trainers", open_mpi, OPEN_MPI, "trainers.py", takes_options=False),
     ]
     return [launch for launch in found if (launch.environment / "bin" / "mpirun").exists()]
 
@@ -73,8 +77,7 @@ def run(command: list[str], text: Path) -> int:
 
 def results() -> Path:
     """Return the folder for this day and machine."""
-    processor = re.sub(r"[^a-z0-9]+", "-", machine().split(",")[0].lower()).strip("-")
-    return ROOT / "bench" / "results" / f"{date.today()}-{processor}-{os.cpu_count()}-cores"
+    return results_folder(f"{machine().split(',')[0]} {os.cpu_count()} cores")
 
 
 @click.command(context_settings={"show_default": True, "ignore_unknown_options": True})
@@ -84,7 +87,10 @@ def results() -> Path:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for results.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(ranks: str, open_mpi: Path, mpich: Path, out: Path | None, options: tuple) -> None:
-    """Run collectives.py, p2p.py and overlap.py of bench/ with every peer; OPTIONS go to all."""
+    """Run collectives.py, p2p.py, overlap.py and trainers.py of bench/ with every peer.
+
+    OPTIONS go to the first three.
+    """
     chosen = launches(open_mpi, mpich)
     if not chosen:
         raise click.UsageError(f"there is no mpirun in {open_mpi} or {mpich}: run `make setup`")

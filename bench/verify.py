@@ -31,17 +31,16 @@ def count_wrong(
         plant: an element to falsify on the last rank, so that there is something to find.
     """
     buffers.poison()
-    given = pattern.of(case.rank, 0, buffers.x.size)
+    given = pattern.of(case.rank, 0, case.elements(case.op.input))
     if case.gives:
-        buffers.x[:] = given
-    result = batch(1)
-    got = buffers.out if result is None else np.asarray(result).reshape(-1)
+        buffers.give(given)
+    got = buffers.output(batch(1))
     if plant is not None and case.rank == case.ranks - 1:
         got[plant % got.size :].view(np.uint8)[0] ^= 0x11
     expected = case.op.result(case, pattern)
     wrong = 0 if expected is None else _different(got, expected)
     if case.place == "out" and case.gives:
-        wrong += _different(buffers.x, given)
+        wrong += _different(buffers.input(), given)
     return wrong + buffers.wrong_guards()
 
 

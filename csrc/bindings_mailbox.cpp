@@ -69,6 +69,8 @@ void bind_handles(nb::module_& m) {
       .def_prop_ro("source", [](Receive& r) { return r.envelope.source; })
       .def_prop_ro("tag", [](Receive& r) { return r.envelope.tag; })
       .def_prop_ro("dtype", [](Receive& r) { return int(r.envelope.dtype); })
+      .def_prop_ro("is_notice",
+                   [](Receive& r) { return r.matched && r.envelope.dtype == Envelope::kNotice; })
       .def_prop_ro("is_tensor", [](Receive& r) { return r.envelope.tensor; })
       .def_prop_ro("shape",
                    [](Receive& r) {

@@ -171,7 +171,8 @@ nb::object recv(Port& port, nb::handle src, nb::handle tag, nb::handle out, bool
   }
   const int mate = port.mates[rank];
   if (!port.mailbox->receive_now(mate, *receive)) wait_shortly(port, receive, mate, timed);
-  const bool good = receive->done && !receive->disagrees && !receive->error;
+  const bool good = receive->done && !receive->disagrees && !receive->error &&
+                    receive->envelope.dtype != Envelope::kNotice;
   if (good && has_out) return nb::bool_(true);
   if (good)
     timed.received(receive->envelope);

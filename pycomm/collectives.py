@@ -13,7 +13,6 @@ from pycomm.arrays import HOST, NOTHING, View, is_tensor, view
 from pycomm.chunk import Chunk
 from pycomm.dispatch import Part
 from pycomm.errors import ArgumentError
-from pycomm.on_device import TaskOnDevice
 from pycomm.shapes import Shape, checked_rank, checked_traffic, exchanged, one_each
 from pycomm.transport.job import Job
 from pycomm.types import ReduceOp, resolve_op
@@ -152,7 +151,7 @@ class Collectives(UniformCollectives):
         result = self._collectives.start_parts(parts, later)
         if isinstance(result, Job):
             return self._collectives.start(result, out, async_op, algorithm)
-        return TaskOnDevice(result) if later else result
+        return result
 
     def _say_directly(
         self, part: Part, root: int, chunk: Chunk, takes_any: bool

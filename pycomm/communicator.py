@@ -9,6 +9,7 @@ from typing import Any
 from pycomm import _native, arrays
 from pycomm.collectives import Collectives
 from pycomm.config import Config, checked_timeout
+from pycomm.device_messages import DeviceMessages
 from pycomm.devices.process import is_host
 from pycomm.dispatch import Dispatcher
 from pycomm.errors import UnsupportedError
@@ -34,7 +35,8 @@ class Communicator(Collectives, Messages):
 
     CuPy arrays and CUDA tensors, all on this rank's GPU, are used on the caller's current stream: a
     collective returns once it is enqueued there on all ranks, or with `async_op=True`, on a stream
-    of its own, for which `wait()` makes the current stream wait.
+    of its own, for which `wait()` makes the current stream wait. Where ranks do not reach each
+    other's GPUs it returns once all but the last copies is done, and `wait()` waits until then.
 
     Attributes:
         rank: this process's number, 0…size−1.
@@ -51,6 +53,7 @@ class Communicator(Collectives, Messages):
         self._flight = _native.Flight(world.number, context, self._ranks[0])
         self._links = links = Links(world, self._ranks, context, self._stats)
         self.rank, self.size = links.transport.rank, links.transport.size
+        self._on_device = DeviceMessages(world, context, self.rank, self._ranks)
         self._collectives = Dispatcher(
             world,
             links.transport,
@@ -181,6 +184,8 @@ class Communicator(Collectives, Messages):
         """Finish asynchronous operations and leave; ranks that wait for this one get an error."""
         if not self._collectives.closed:
             self._collectives.close()
+            if not guard.in_child:
+                self._on_device.close()
             self.depart()
             self._links.close()
             self._quick = NeverQuick()

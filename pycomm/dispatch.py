@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pycomm import _native
 from pycomm.algorithms.registry import Algorithm, find
 from pycomm.arrays import HOST, array_of, returned
-from pycomm.devices.work import StreamWork
 from pycomm.engine import Engine
 from pycomm.errors import CommError, MismatchError
-from pycomm.guard import ROOTED, call_site, describe, detail, fingerprint, guard
+from pycomm.guard import call_site, describe, detail, fingerprint, guard, recorded
+from pycomm.host_meeting import HostMeeting
 from pycomm.kernels.base import Kernels
 from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
-from pycomm.on_device import HostMeeting, OnDevice
+from pycomm.on_device import OnDevice, device_algorithm
 from pycomm.opening import compare, exchange_notes
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
@@ -29,13 +30,6 @@ from pycomm.world import World
 Part = Callable[..., Any]
 """Part(job, out, algorithm=None) runs one collective of several, and returns its result: on a GPU,
 its Work, for it may run on a thread that has not the caller's stream."""
-
-
-def _recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:
-    """Return a call as the flight recorder wants it; None as its site: the caller's."""
-    op = job.op.name if "reduce" in job.kind else ""
-    root = job.root if job.kind in ROOTED else None
-    return job.kind, op, job.dtype.name, job.nbytes, root, algorithm, site
 
 
 class Dispatcher:
@@ -61,7 +55,7 @@ class Dispatcher:
         self._stats = stats
         self._flight = flight
         self._engine = Engine(name, self._asynchronous)
-        self.on_device = OnDevice(transport.rank, transport.size)
+        self.on_device = OnDevice(transport.rank, transport.size, world.timeout)
         self.closed = False
         self._failure: BaseException | None = None
         self.when_failed: Callable[[], None] = lambda: None
@@ -81,7 +75,7 @@ class Dispatcher:
         """
         self.check()
         if job.device != HOST:
-            return self._start_on_device(job, out, async_op, algorithm)
+            return self._start_on_device(job, out, async_op, algorithm, order)
         chosen = self._prepare(job, algorithm, order)
         native = async_op and chosen.name == "direct" and job.allocate is None
         memory = self._memory if native else None
@@ -184,7 +178,7 @@ class Dispatcher:
     def _submit(self, memory: SharedMemory, job: Job, algorithm: Algorithm, out: Any) -> Work:
         self._allow_quick(True)
         site = call_site()
-        record = self._flight.begin(*_recorded(job, algorithm.name, site))
+        record = self._flight.begin(*recorded(job, algorithm.name, site))
         operation = memory.submit(job, describe(job, algorithm.name, site), record)
         self._count(job, algorithm)
         packed = job.output if out is not None and job.output.packed else None
@@ -232,9 +226,12 @@ class Dispatcher:
         return run(site)
 
     def _run_part(self, site: str | None, job: Job, out: Any, name: str | None = None) -> Any:
-        if job.device != HOST:
-            return self._work_on_device(job, self._enqueuing(job, True, name)(site), out)
-        return self._run(job, self._prepare(job, name, None), out, site)
+        if job.device == HOST:
+            return self._run(job, self._prepare(job, name, None), out, site)
+        self.on_device.check(job)
+        if not self.on_device.is_connected:
+            self._connect_devices(job, site)
+        return self.on_device.work(job, self._enqueuing(job, True, name)(site), out)
 
     def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
         def act() -> None:
@@ -242,37 +239,51 @@ class Dispatcher:
             algorithm.run(self.transport, self._kernels, job)
 
         self._perform(job, algorithm, act, site)
+        self._count(job, algorithm)
         return returned(job.output, out)
 
-    def _start_on_device(self, job: Job, out: Any, async_op: bool, algorithm: str | None) -> Any:
-        """Enqueue a collective of device arrays, once all hosts are there."""
-        event = self._in_turn(self._enqueuing(job, async_op, algorithm), False)
-        return self._work_on_device(job, event, out) if async_op else returned(job.output, out)
+    def _start_on_device(self, job: Job, out: Any, async_op: bool, name: Any, order: Any) -> Any:
+        """Start a collective of device arrays: it is enqueued, once all hosts are there."""
+        on_device = self.on_device
+        on_device.check(job)
+        if not on_device.is_connected:
+            self._in_turn(lambda site: self._connect_devices(job, site), False)
+        enqueue = self._enqueuing(job, async_op, name, order)
+        if async_op and on_device.is_staged:
+            return self._in_turn(lambda site: on_device.work(job, enqueue(site), out), True)
+        event = self._in_turn(enqueue, False)
+        return on_device.work(job, event, out) if async_op else returned(job.output, out)
 
     def _enqueuing(
-        self, job: Job, async_op: bool, algorithm: str | None
+        self, job: Job, async_op: bool, name: str | None, order: str | None = None
     ) -> Callable[[str | None], Any]:
         """Return what enqueues a collective behind what the caller's stream has now."""
-        chosen = self.on_device.algorithm(job, algorithm)
-        job.fingerprint = fingerprint(job, chosen.name)
-        start = self.on_device.prepared(job, async_op)
+        on_device = self.on_device
+        chosen = on_device.algorithm(job, name, partial(self.choose, job.kind, order=order))
+        label = on_device.label(chosen)
+        job.fingerprint = fingerprint(job, label.name)
+        start = on_device.prepared(job, async_op)
 
         def run(site: str | None) -> Any:
-            meeting = HostMeeting(self.transport, self._kernels, job)
-            return self._perform(job, chosen, lambda: start(meeting), site)
+            meeting = HostMeeting(self.transport, self._kernels, job, chosen)
+            event = self._perform(job, label, lambda: start(meeting), site)
+            self._count(job, label)
+            return event
 
         return run
 
-    def _work_on_device(self, job: Job, event: Any, out: Any) -> StreamWork:
-        packed = job.output if out is not None and job.output.packed else None
-        return self.on_device.work(job, event, array_of(job.output, out), packed)
+    def _connect_devices(self, job: Job, site: str | None) -> None:
+        """Find out how ranks reach each other's GPUs, as a part of their first collective."""
+        job.fingerprint = fingerprint(job, (label := device_algorithm(job.kind)).name)
+        meeting = HostMeeting(self.transport, self._kernels, job)
+        self._perform(job, label, lambda: self.on_device.connect(meeting), site)
 
     def _perform(
         self, job: Job, algorithm: Algorithm, act: Callable[[], Any], site: str | None
     ) -> Any:
         """Do a collective, and record it."""
         trace = self._world.trace
-        self._flight.collective(*_recorded(job, algorithm.name, site))
+        self._flight.collective(*recorded(job, algorithm.name, site))
         try:
             with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
                 result = act()
@@ -283,7 +294,6 @@ class Dispatcher:
             self.fail(error)
             raise
         self._flight.end(True)
-        self._count(job, algorithm)
         return result
 
     def _count(self, job: Job, algorithm: Algorithm) -> None:

@@ -38,7 +38,9 @@ class Engine:
 
     def busy(self) -> bool:
         """Say whether an operation is waiting or running."""
-        return self._last is not None and not self._last.done()
+        if self._last is not None and self._last.has_run:
+            self._last = None  # and with it the result
+        return self._last is not None
 
     def close(self) -> None:
         """End the thread once all operations are done."""

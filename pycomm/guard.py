@@ -67,9 +67,17 @@ def describe(job: Job, algorithm: str, site: str) -> str:
     words += [f"factor={job.op.factor}"] if job.op.name == "premul_sum" else []
     words += [f"root={job.root}"] if job.kind in ROOTED else []
     size = "elements" if job.shape is None else "shape"
-    how = f"algorithm={algorithm!r}" if job.device == HOST else "device='cuda'"
-    words += [job.dtype.name, f"{size}={job.elements}", how]
+    words += [job.dtype.name, f"{size}={job.elements}"]
+    words += ["device='cuda'"] if job.device != HOST else []
+    words += [f"algorithm={algorithm!r}"] if algorithm != "device" else []
     return f"{job.kind}({', '.join(words)}) at {site}"
+
+
+def recorded(job: Job, algorithm: str, site: str | None) -> tuple[Any, ...]:
+    """Return a call as the flight recorder wants it; None as its site: the caller's."""
+    op = job.op.name if "reduce" in job.kind else ""
+    root = job.root if job.kind in ROOTED else None
+    return job.kind, op, job.dtype.name, job.nbytes, root, algorithm, site
 
 
 class Member(Protocol):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from pycomm._native import Operation
 from pycomm.arrays import View, unpack
+from pycomm.devices.work import StreamWork
 from pycomm.errors import CommError, CommTimeoutError
 from pycomm.observe.flight import note_flight
 
@@ -36,7 +38,11 @@ class Work(Protocol):
 
 
 class Task:
-    """Work that an engine runs on its thread."""
+    """Work that an engine runs on its thread.
+
+    Args:
+        function: returns the result; a StreamWork, if a GPU has something to do yet.
+    """
 
     def __init__(self, function: Callable[[], Any]):
         self._function = function
@@ -55,18 +61,30 @@ class Task:
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
+        end = None if timeout is None else time.monotonic() + timeout
         if not self._finished.wait(timeout):
             raise CommTimeoutError(f"the operation is not complete after {timeout:g} s; it goes on")
         if self._error is not None:
             raise self._error
+        if isinstance(self._result, StreamWork):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            return self._result.wait(left, host=host)
         return self._result
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the thread is done with it; a GPU may not be."""
+        return self._finished.is_set()
 
     def done(self) -> bool:
         """Say whether the operation is complete, also if it failed."""
-        return self._finished.is_set()
+        of_gpu = self._result if self.has_run else None
+        return self.has_run and (not isinstance(of_gpu, StreamWork) or of_gpu.done())
 
     def exception(self) -> BaseException | None:
         """Return what the operation failed with; None if it has not."""
+        if isinstance(self._result, StreamWork):
+            return self._result.exception()
         return self._error
 
 
@@ -131,7 +149,8 @@ class Transfer:
     Args:
         test: makes progress and says whether the transfer is complete.
         until: waits for `test`, with the timeout given in seconds or the communicator's.
-        finish: returns the result, or raises, once the transfer is complete.
+        finish: returns the result, or raises, once the transfer is complete; a StreamWork, if a
+            GPU has something to do yet.
         failed: is told of an error that ends the transfer, and returns the one to raise.
     """
 
@@ -151,8 +170,9 @@ class Transfer:
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
         """Return the operation's result once it is complete, or raise its exception."""
+        end = None if timeout is None else time.monotonic() + timeout
         try:
-            self._until(self.done, timeout)
+            self._until(self._transferred, timeout)
         except CommTimeoutError as error:
             if timeout is not None:
                 raise
@@ -161,10 +181,23 @@ class Transfer:
             self._fail(error)
         if self._error is not None:
             raise self._error
+        if isinstance(self._result, StreamWork):
+            left = None if end is None else max(0.0, end - time.monotonic())
+            return self._result.wait(left, host=host)
         return self._result
 
     def done(self) -> bool:
         """Make progress and say whether the operation is complete, also if it failed."""
+        done = self._transferred()
+        return self._result.done() if isinstance(self._result, StreamWork) else done
+
+    def exception(self) -> BaseException | None:
+        """Return what the operation failed with; None if it has not."""
+        if isinstance(self._result, StreamWork):
+            return self._result.exception()
+        return self._error
+
+    def _transferred(self) -> bool:
         try:
             if self._finish is not None and self._test():
                 self._result = self._finish()
@@ -172,10 +205,6 @@ class Transfer:
         except Exception as error:
             self._fail(error)
         return self._finish is None
-
-    def exception(self) -> BaseException | None:
-        """Return what the operation failed with; None if it has not."""
-        return self._error
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

@@ -16,6 +16,7 @@ from pycomm.errors import CommError
 from pycomm.guard import finalize_on_success
 from pycomm.neighbours import Neighbours
 from pycomm.observe.trace import Trace
+from pycomm.transport.device_mail import DeviceMail
 from pycomm.transport.loopback import LoopbackWire
 from pycomm.transport.mailbox import DATA_TAGS, Mailbox
 from pycomm.transport.mpi import MpiWire, import_mpi
@@ -35,6 +36,8 @@ class World:
         """Tells the worlds of a process apart, in the order in which they were made."""
         self.mailbox = Mailbox(wire)
         weakref.finalize(self, self.mailbox.finish)
+        self.device_mail: DeviceMail | None = None
+        """Its part for arrays on GPUs: a DeviceMail, once there was one."""
         self.config = config
         self.timeout = timeout
         self.neighbours: Neighbours | None = None

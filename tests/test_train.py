@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.launch import REPO, mpirun, run_group
 
@@ -93,6 +94,26 @@ def test_more_parts_than_layers_end_all_ranks():
     assert_usage_error(result, r"4 layers cannot be split into 5 parts")
 
 
+@pytest.mark.mpirun
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_gpus_that_are_not_there_end_all_ranks():
+    result = mpirun(2, "train.py", "--device", "cuda", timeout=120)
+    assert_usage_error(result, r"rank 0: torch \S+ (cannot use CUDA: install|finds no GPU: see)")
+
+
+def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
+    def first_losses(precision):
+        file = tmp_path / f"{precision}.jsonl"
+        options = f"--device cpu --model mlp --steps 3 --precision {precision} --metrics {file}"
+        result = alone(*options.split())
+        assert result.returncode == 0, result.stderr
+        return list(losses(file).values())
+
+    narrow, wide = first_losses("bf16"), first_losses("fp32")
+    assert narrow != wide
+    assert narrow == pytest.approx(wide, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,6 +121,7 @@ def test_more_parts_than_layers_end_all_ranks():
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
+        ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
     ],
 )
 def test_mistakes_are_told_in_one_message(options, message):

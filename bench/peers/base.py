@@ -30,12 +30,14 @@ class Peer:
 
     Attributes:
         name: what `--impl` calls it.
+        devices: what its arrays can be on.
         memory: in which kind of memory its buffers are, "ordinary" or "symmetric".
         competes: whether it is one of those that pycomm is to be faster than.
         verified: whether it gives results at all.
     """
 
     name: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     memory: ClassVar[str] = "ordinary"
     competes: ClassVar[bool] = True
     verified: ClassVar[bool] = True
@@ -55,16 +57,21 @@ class Peer:
     def batch(self, case: Case, buffers: Buffers) -> Batch:
         """Return what does the case's operation so many times.
 
+        On a GPU the host waits for each operation, and for the messages of a stream together.
+
         Raises:
             UnsupportedError: it cannot.
         """
+        wait = buffers.wait
         if not case.op.message:
-            return repeated(self.collective(case, buffers))
+            return repeated(waited_for(self.collective(case, buffers), wait))
         odd = case.rank % 2 == 1
         send, receive = self.message(case, buffers)
         if case.op.name == "ping_pong":
-            return ping_pong(odd, send, receive)
-        return stream(odd, send, receive, self.message(*_answer(case))[0 if odd else 1])
+            batch = ping_pong(odd, send, waited_for(receive, wait))
+            return batch if wait is None else complete(batch, wait)
+        answer = self.message(*_answer(case))[0 if odd else 1]
+        return stream(odd, send, receive, in_sequence(wait, answer) if wait else answer)
 
     def collective(self, case: Case, buffers: Buffers) -> Call:
         """Return what does the collective once."""
@@ -115,6 +122,40 @@ def repeated(call: Call) -> Batch:
     return batch
 
 
+def complete(batch: Batch, wait: Callable[[], None]) -> Batch:
+    """Return a batch behind which the host waits: the peer may depend on what was sent last."""
+
+    def to_the_end(times: int) -> Any:
+        result = batch(times)
+        wait()
+        return result
+
+    return to_the_end
+
+
+def waited_for(call: Call, wait: Callable[[], None] | None) -> Call:
+    """Return a call behind which the host waits, if it has to."""
+    if wait is None:
+        return call
+
+    def complete() -> Any:
+        result = call()
+        wait()
+        return result
+
+    return complete
+
+
+def in_sequence(*calls: Callable[[], Any]) -> Call:
+    """Return a call that makes all of these."""
+
+    def complete() -> None:
+        for call in calls:
+            call()
+
+    return complete
+
+
 def _answer(case: Case) -> tuple[Case, Buffers]:
     """Return the case of a message of one element, and its memory."""
     small = replace(case, count=1)
@@ -154,7 +195,9 @@ def stream(odd: bool, send: Call, receive: Call, acknowledge: Call) -> Batch:
     return batch
 
 
-def as_tensor(array: np.ndarray) -> Any:
+def as_tensor(array: Any) -> Any:
     """Return a torch tensor on the same memory; NumPy and torch share no bfloat16 or float8."""
     torch = sys.modules["torch"]
+    if isinstance(array, torch.Tensor):
+        return array
     return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, array.dtype.name))

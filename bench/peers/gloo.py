@@ -20,7 +20,12 @@ _OPS |= {"band": "BAND", "bor": "BOR", "bxor": "BXOR"}
 
 @peer("gloo")
 class Gloo(Peer):
-    """torch.distributed's backend for CPUs, as DDP uses it."""
+    """torch.distributed's backend for CPUs, as DDP uses it; of CUDA tensors it takes some.
+
+    For those torch documents all_reduce and broadcast; other collectives depend on its version.
+    """
+
+    devices = ("cpu", "cuda")
 
     def __init__(self, ranks: Ranks):
         super().__init__(ranks)
@@ -55,6 +60,7 @@ class Gloo(Peer):
 
     def collective(self, case: Case, buffers: Buffers) -> Call:
         """Return torch.distributed's function with its arguments."""
+        self._check(buffers)
         if case.op.name == "barrier":
             return self._dist.barrier
         if case.place == "in" and "out" in case.op.places:
@@ -69,12 +75,18 @@ class Gloo(Peer):
 
     def message(self, case: Case, buffers: Buffers) -> tuple[Call, Call]:
         """Return send and recv."""
+        if buffers.wait is not None:
+            raise UnsupportedError("gloo sends no CUDA tensors")
         x, out = as_tensor(buffers.x), as_tensor(buffers.out)
 
         def receive() -> None:
             self._dist.recv(out, case.partner)
 
         return partial(self._dist.send, x, case.partner), receive
+
+    def _check(self, buffers: Buffers) -> None:
+        if buffers.wait is not None and not self._torch.cuda.is_available():
+            raise UnsupportedError("this torch is not built for CUDA")
 
     def close(self) -> None:
         """End the process group."""

@@ -14,8 +14,9 @@ from pycomm import UnsupportedError
 
 @peer("pycomm")
 class Pycomm(Peer):
-    """Arrays as NumPy allocates them."""
+    """Arrays as NumPy allocates them, or as CUDA does."""
 
+    devices = ("cpu", "cuda")
     competes = False
 
     def collective(self, case: Case, buffers: Buffers) -> Call:
@@ -79,6 +80,8 @@ class Symmetric(Pycomm):
 class Torch(Pycomm):
     """Torch tensors on ordinary memory: what their argument checking costs."""
 
+    devices = ("cpu",)
+
     def __init__(self, ranks: Ranks):
         super().__init__(ranks)
         try:
@@ -93,6 +96,8 @@ class Torch(Pycomm):
 @peer("pycomm-alloc")
 class Allocating(Pycomm):
     """Messages received with out=None: each is a new array."""
+
+    devices = ("cpu",)
 
     def collective(self, case: Case, buffers: Buffers) -> Call:
         """There is nothing to allocate in these."""

@@ -50,13 +50,20 @@ __device__ Split<Width> split(int64_t count, int64_t head, bool common) {
   return {count, head, (count - head) / Width};
 }
 
-// Deals `items` to the threads of the grid: body(first) takes the items first, first +
+// The blocks that share a walk, and which of them this one is.
+struct Blocks {
+  int64_t self, count;
+};
+
+__device__ inline Blocks whole_grid() { return {blockIdx.x, gridDim.x}; }
+
+// Deals `items` to the threads of some blocks: body(first) takes the items first, first +
 // kBlockThreads, …, at most Each of them, those below `items`.
 template <int Each, class Body>
-__device__ void deal(int64_t items, Body body) {
+__device__ void deal(int64_t items, Body body, Blocks blocks = whole_grid()) {
   constexpr int64_t tile = int64_t(kBlockThreads) * Each;
-  const int64_t step = tile * gridDim.x;
-  for (int64_t first = tile * blockIdx.x + threadIdx.x; first < items; first += step) body(first);
+  const int64_t step = tile * blocks.count;
+  for (int64_t first = tile * blocks.self + threadIdx.x; first < items; first += step) body(first);
 }
 
 // ---- N consecutive elements in registers

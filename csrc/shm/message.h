@@ -15,6 +15,7 @@ namespace pycomm::shm {
 // What a message says about itself; `source` is a rank of communicator `context`.
 struct Envelope {
   static constexpr int kMaxDims = 64;
+  static constexpr uint8_t kNotice = 255;  // as dtype: no array, but where to find one
   uint32_t context = 0;
   int32_t source = 0;
   int64_t tag = 0;

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from pycomm.errors import CommError
 from pycomm.kernels.cuda import CudaKernels
 from pycomm.types import DType
@@ -82,6 +84,9 @@ class Runtime(Protocol):
     def on(self, stream: Stream) -> AbstractContextManager[Any]:
         """Return a context in which this thread launches kernels on `stream`."""
 
+    def is_capturing(self, stream: Stream) -> bool:
+        """Say whether what is enqueued on `stream` becomes part of a graph, and is not done."""
+
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueue a copy from one address to another; peers' memory is mapped."""
 
@@ -117,6 +122,15 @@ class Runtime(Protocol):
 
     def close_memory(self, memory: Allocation) -> None:
         """Unmap what `open_memory` returned."""
+
+    def host_word(self) -> np.ndarray:
+        """Return (1,) of uint64: 0, on the host, where kernels write to it at the same address."""
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock memory of the host in its place, so that copies to and from it need no detour."""
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin` of the memory at an address."""
 
     def can_access(self, identity: str) -> bool:
         """Say whether kernels here can read and write the memory of a GPU."""

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pycomm.arrays import numpy_dtype, torch_dtype
 from pycomm.devices.base import Allocation, DeviceError, Memory, Stream
 from pycomm.errors import UnsupportedError
@@ -20,6 +22,7 @@ _HANDLE = struct.Struct("<64sq")
 _EVENT_HANDLE_BYTES = 64
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NOT_READY = 600  # cudaErrorNotReady
+_PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
 _CONTAINERS = (
     "processes on one host share GPU memory if they see each other: ranks in several containers "
     "need one PID and one IPC namespace (--pid=host --ipc=host)"
@@ -85,6 +88,11 @@ class CupyRuntime:
             yield
         finally:
             self._local.stream = before
+
+    def is_capturing(self, stream: Stream) -> bool:
+        """Say whether `stream` is being captured into a CUDA graph."""
+        what = "asking whether a stream is captured"
+        return bool(self._do(what, self._cuda.streamIsCapturing, stream.handle))
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueue a copy between addresses of any device."""
@@ -160,6 +168,26 @@ class CupyRuntime:
     def close_memory(self, memory: Allocation) -> None:
         """Unmap what `open_memory` returned."""
         self._do("unmapping memory", self._cuda.ipcCloseMemHandle, memory.address)
+
+    def host_word(self) -> np.ndarray:
+        """Return a word of cudaHostAlloc, which has one address for the host and for GPUs."""
+        memory = self._do("page-locked memory", self._cupy.cuda.alloc_pinned_memory, 8)
+        word = np.frombuffer(memory, np.uint64, 1)
+        word[0] = 0
+        return word
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock memory of the host for copies by any GPU.
+
+        Raises:
+            DeviceError: the system does not lock that much.
+        """
+        what = f"page-locking {nbytes} bytes of the host"
+        self._do(what, self._cuda.hostRegister, address, nbytes, _PORTABLE)
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin`."""
+        self._do("unlocking memory of the host", self._cuda.hostUnregister, address)
 
     def can_access(self, identity: str) -> bool:
         """Say whether a GPU is this one, or one of this host that this one has access to.

@@ -12,18 +12,49 @@ from pycomm.devices.base import Runtime, Stream
 _ROW_BYTES = 1024
 
 
-class Events:
-    """Two events of every rank for sources that are there, and two for rounds that are done.
+class OwnEvents:
+    """Two events for sources that are there, and two for rounds that are done; of this rank alone.
 
-    Round k uses those of k mod 2: a rank records one anew only after a meeting that its peers come
-    to when their streams wait for it already.
+    Round k uses those of k mod 2.
+
+    Args:
+        shared: whether other processes can open them.
+    """
+
+    def __init__(self, runtime: Runtime, shared: bool = False):
+        self._runtime = runtime
+        self._own = [runtime.event(shared=shared) for _ in range(4)]
+        self._all: list[list[Any]] = [self._own]
+
+    def source_ready(self, k: int, stream: Stream) -> None:
+        """Record that this rank's source of round k is there."""
+        self._runtime.record(self._own[k % 2], stream)
+
+    def round_done(self, k: int, stream: Stream) -> None:
+        """Record that this rank's part of round k is done."""
+        self._runtime.record(self._own[2 + k % 2], stream)
+
+    def wait_for_sources(self, k: int, stream: Stream) -> None:
+        """Let the stream wait for all sources of round k."""
+        for events in self._all:
+            self._runtime.wait(stream, events[k % 2])
+
+    def wait_for_round(self, k: int, stream: Stream) -> None:
+        """Let the stream wait for all parts of round k."""
+        for events in self._all:
+            self._runtime.wait(stream, events[2 + k % 2])
+
+
+class Events(OwnEvents):
+    """The same of every rank: before a stream waits for them, all ranks must have met.
+
+    A rank records one anew only after a meeting that its peers come to when their streams wait for
+    it already.
     """
 
     def __init__(self, runtime: Runtime, rank: int):
-        self._runtime = runtime
+        super().__init__(runtime, shared=True)
         self._rank = rank
-        self._own = [runtime.event(shared=True) for _ in range(4)]
-        self._all: list[list[Any]] = [self._own]
 
     def row(self) -> np.ndarray:
         """Return what peers need: (1024,) of uint8."""
@@ -39,21 +70,3 @@ class Events:
             for rank, (_, handles) in enumerate(known)
         ]
         return [identity for identity, _ in known]
-
-    def source_ready(self, k: int, stream: Stream) -> None:
-        """Record that this rank's source of round k is there."""
-        self._runtime.record(self._own[k % 2], stream)
-
-    def round_done(self, k: int, stream: Stream) -> None:
-        """Record that this rank's part of round k is done."""
-        self._runtime.record(self._own[2 + k % 2], stream)
-
-    def wait_for_sources(self, k: int, stream: Stream) -> None:
-        """Let the stream wait for all sources of round k: all ranks must have met since."""
-        for events in self._all:
-            self._runtime.wait(stream, events[k % 2])
-
-    def wait_for_round(self, k: int, stream: Stream) -> None:
-        """Let the stream wait for all ranks' parts of round k: all must have met since."""
-        for events in self._all:
-            self._runtime.wait(stream, events[2 + k % 2])

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pycomm.arrays import is_torch_dtype, resolve_dtype
-from pycomm.devices.base import Runtime
+from pycomm.devices.base import Runtime, Stream
 from pycomm.devices.slabs import Mapped, Slabs
 from pycomm.errors import ArgumentError
 
 SEGMENT_BYTES = 16 << 20
 """Ordinary arrays go through symmetric memory in segments of this size."""
+
+ONE_SHOT_BYTES = 256 << 10
+"""Up to here every rank adds everything; not measured yet."""
+
+
+class Chain:
+    """Collectives of which each waits for the one before, on whatever stream that is.
+
+    Attributes:
+        last: the stream of the last one.
+    """
+
+    def __init__(self) -> None:
+        self.last: Stream | None = None
 
 
 @dataclass
@@ -27,6 +41,9 @@ class Device:
         segment_bytes: the size of the segments that ordinary arrays go in; the same on all ranks.
         every_rank_launches: whether ranks that share a GPU all launch kernels, each for its chunk,
             or one of them for all; the same on all ranks.
+        one_shot_bytes: the largest all_reduce that ranks with a GPU each do in one shot; the same
+            on all ranks.
+        chain: of all collectives in which kernels wait for other ranks': so they never compete.
     """
 
     runtime: Runtime
@@ -34,6 +51,8 @@ class Device:
     mapped: Mapped
     segment_bytes: int = SEGMENT_BYTES
     every_rank_launches: bool = False
+    one_shot_bytes: int = ONE_SHOT_BYTES
+    chain: Chain = field(default_factory=Chain)
 
     @classmethod
     def of(cls, runtime: Runtime, **settings: Any) -> Device:
@@ -65,8 +84,8 @@ def use(device: Device | None) -> None:
     _device = device
 
 
-def in_use() -> Device | None:
-    """Return the process's GPU if it was needed before, else None."""
+def known_device() -> Device | None:
+    """Return the process's GPU, if it was found already."""
     return _device
 
 

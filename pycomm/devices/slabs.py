@@ -84,7 +84,7 @@ class Slabs:
 
     def find(self, address: int, nbytes: int) -> Place | None:
         """Return where memory lies, or None if it is not symmetric."""
-        for number, slab in self._slabs.items():
+        for number, slab in list(self._slabs.items()):
             if slab.address <= address and address + nbytes <= slab.address + slab.nbytes:
                 return Place(number, address - slab.address)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pycomm.arrays import View, unpack
@@ -20,6 +21,9 @@ class StreamWork:
         result: what `wait` returns.
         packed: the result's contiguous copy, if it is strided: copied back by the first `wait`.
         of_torch: whether it is torch's current stream that waits, instead of CuPy's.
+
+    Attributes:
+        check: raises, once the event is done, if the operation failed on the GPU.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class StreamWork:
         self._result = result
         self._packed = packed
         self._of_torch = of_torch
+        self.check: Callable[[], None] = lambda: None
         self._error: BaseException | None = None
 
     def wait(self, timeout: float | None = None, *, host: bool = False) -> Any:
@@ -40,7 +45,8 @@ class StreamWork:
             host: let the host wait, too.
 
         Raises:
-            CommTimeoutError: not complete in time; the operation goes on.
+            CommTimeoutError: not complete in time, and the operation goes on; or, with `host`,
+                another rank's GPU did not come to it.
         """
         self._runtime.wait(self._runtime.stream(self._of_torch), self._event)
         if self._packed is not None:
@@ -60,7 +66,13 @@ class StreamWork:
 
     def exception(self) -> BaseException | None:
         """Return what the operation failed with; None if it has not."""
-        return self._error if self.done() else None
+        if not self.done():
+            return None
+        try:
+            self.check()
+        except CommError as error:
+            self._error = self._error or error
+        return self._error
 
     def _wait_on_host(self, timeout: float | None) -> None:
         if timeout is None:

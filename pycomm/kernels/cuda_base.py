@@ -21,6 +21,11 @@ class OnDevice:
     def __init__(self, launcher: Launcher):
         self._launcher = launcher
 
+    @property
+    def launcher(self) -> Launcher:
+        """What launches them."""
+        return self._launcher
+
     def _grid(self, nbytes: int) -> int:
         """Return the number of blocks for one array of `nbytes` that is walked once."""
         return grid_of(self._launcher, -(-nbytes // _TILE_BYTES))

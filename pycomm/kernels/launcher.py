@@ -110,6 +110,9 @@ def _selectable() -> Iterator[tuple[int]]:
 TEMPLATES: dict[str, Template] = {
     "find_non_finite": Template("check.cu", _floats),
     "first_of": Template("check.cu", lambda: [()]),
+    "copy_between": Template("collective.cu", lambda: [()]),
+    "meet_only": Template("collective.cu", lambda: [()]),
+    "reduce_between": Template("collective.cu", _existing),
     "convert": Template("convert.cu", _float_pairs),
     "pack": Template("pack.cu", packed_pairs),
     "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pycomm.devices.process import in_use, process_device
+from pycomm.devices.base import DeviceError
+from pycomm.devices.process import known_device, process_device
 from pycomm.errors import ArgumentError, CommError, MissingError, UnsupportedError
 from pycomm.kernels.cuda_launcher import import_cupy
 from pycomm.parallel.replicate import check_equal, on_every_rank, tensors
@@ -41,6 +42,7 @@ def place(module: nn.Module, comm: Communicator, device: str | torch.device | No
         ArgumentError: it is none of these, or another GPU than the one that the rank uses.
         MismatchError: some ranks would train on GPUs and others on the CPU; raised on all.
         MissingError: a rank has no GPU; names it, and says what to do. Raised on all.
+        DeviceError: a rank's GPU cannot be used. Raised on all.
     """
     wanted = on_every_rank(comm, lambda: _parsed(device, module))
     check_equal(comm, "the devices to train on", wanted.type)
@@ -129,7 +131,7 @@ def _rank_gpu(comm: Communicator, number: int | None) -> torch.device:
 
 
 def _take(place: int, number: int | None) -> torch.device:
-    known = in_use()
+    known = known_device()
     if known is None:
         if why := _why_no_gpu():
             raise MissingError(why)
@@ -142,21 +144,24 @@ def _take(place: int, number: int | None) -> torch.device:
         mine = known.runtime.device
     if number not in (None, mine):
         raise ArgumentError(f"device='cuda:{number}', but this process uses cuda:{mine} already")
-    torch.cuda.set_device(mine)
+    try:
+        torch.cuda.set_device(mine)
+    except RuntimeError as error:
+        raise DeviceError(f"cuda:{mine} cannot be used: {error}") from None
     process_device()
     return torch.device("cuda", mine)
 
 
 def _adopt(device: torch.device) -> None:
     """Make a GPU pycomm's, if it has none in this process yet."""
-    if in_use() is None:
+    if known_device() is None:
         with torch.cuda.device(device):
             process_device()
 
 
 def _why_no_gpu() -> str | None:
     """Return why this rank has no GPU for pycomm and what to do, or None if it has one."""
-    if in_use() is not None:
+    if known_device() is not None:
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} cannot use CUDA: {_INSTALL}"

@@ -23,7 +23,7 @@ from pycomm.trainers.loss_scale import LossScale
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
-from pycomm.trainers.report import Log, Meter, gpu_memory, print_rows
+from pycomm.trainers.report import Log, Meter, print_rows
 from pycomm.trainers.saved import Saved
 from pycomm.trainers.saving import Saving
 from pycomm.trainers.threads import share_cores
@@ -82,7 +82,7 @@ class Trainer(Saved):
         self.progress = Progress()
         self._loss_scale, self._rates = LossScale(precision, self.progress), rates
         self.stopped = False
-        self.meter = Meter(comm)
+        self.meter = Meter(comm, device)
         self._weight = weight or batches.count_samples
         self._pending = 0  # batches whose gradients have been added since the last update
 
@@ -107,7 +107,7 @@ class Trainer(Saved):
 
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
-        """Return this rank's sums over one batch, see `evaluation`; autocast if it is asked for."""
+        """Return this rank's sums over one batch, see `evaluation`."""
 
     def step(self, inputs: Any, targets: Any) -> float:
         """Train on one global batch; update on every `accumulate`-th call.
@@ -115,8 +115,7 @@ class Trainer(Saved):
         Until the next call `p.grad` stays what it was for the update.
 
         Args:
-            inputs, targets: this rank's share, on the host or on its GPU; the trainer says who may
-                pass None.
+            inputs, targets: this rank's share, anywhere; the trainer says who may pass None.
 
         Returns:
             The global mean loss of this batch, the same float on every rank.
@@ -249,12 +248,9 @@ class Trainer(Saved):
 
         Returns:
             rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far. On a GPU also gpu_bytes, see `gpu_memory`.
+            and `fit` calls so far; on a GPU also gpu_bytes, see `gpu_memory`.
         """
-        row = self.meter.row()
-        if self.device.type == "cuda":
-            row["gpu_bytes"] = gpu_memory(self.device)
-        return self.comm.all_gather_object(row)
+        return self.comm.all_gather_object(self.meter.row())
 
     def print_report(self) -> None:
         """Print `report` as a table on rank 0; every rank must call this."""

@@ -25,6 +25,7 @@ import torch
 
 from pycomm.errors import ArgumentError, CommError
 from pycomm.parallel.replicate import raise_together
+from pycomm.trainers.named_state import on_host
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -47,8 +48,8 @@ def save(
     Args:
         directory: made if need be.
         comm: the ranks.
-        part: {"model": tensors by full name, "optimizer": state by name}, in the host's memory, or
-            None on a rank that has nothing of its own to write.
+        part: {"model": tensors by full name, "optimizer": state by name}, or None on a rank that
+            has nothing of its own to write.
         random: this rank's random generators.
         progress: plain values; that of rank 0 is written.
         keep: how many saves stay, this one included; older ones go.
@@ -195,7 +196,7 @@ def _new_folder(root: Path, step: int) -> str:
 def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
     if part is None:
         return {}
-    write_atomically(path, lambda file: torch.save(part, file))
+    write_atomically(path, lambda file: torch.save(on_host(part), file))
     return {
         name: {"file": path.name, "dtype": str(t.dtype), "shape": list(t.shape)}
         for name, t in part["model"].items()

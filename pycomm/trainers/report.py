@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pycomm.devices.process import process_device
 from pycomm.errors import ArgumentError
+from pycomm.parallel.placement import CPU
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -26,8 +27,8 @@ class Meter:
     pycomm less the part in which it waited for other ranks, which is idle.
     """
 
-    def __init__(self, comm: Communicator):
-        self.comm = comm
+    def __init__(self, comm: Communicator, device: torch.device = CPU):
+        self.comm, self._device = comm, device
         self.samples = 0
         self.wall_s = self.busy_s = self.idle_s = 0.0
         self.bytes_sent = 0
@@ -45,6 +46,7 @@ class Meter:
 
     def row(self) -> dict[str, Any]:
         """Return this rank's line of the report; times in seconds."""
+        on_gpu = self._device.type == "cuda"
         return {
             "rank": self.comm.rank,
             "samples_per_s": self.samples / self.wall_s if self.wall_s else 0.0,
@@ -52,6 +54,7 @@ class Meter:
             "communicating_s": self.busy_s - self.idle_s,
             "idle_s": self.idle_s,
             "bytes_sent": self.bytes_sent,
+            **({"gpu_bytes": gpu_memory(self._device)} if on_gpu else {}),
         }
 
     def _now(self) -> tuple[float, float, float, int]:

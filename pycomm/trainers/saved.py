@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.replicate import raise_together
+from pycomm.parallel.replicate import on_every_rank
 from pycomm.trainers.checkpoint import Checkpoint, save
-from pycomm.trainers.named_state import on_host, random_state, restore_optimizer, restore_random
+from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
 from pycomm.trainers.progress import Progress
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Saved(ABC):
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
         random = random_state(self.device)
-        save(directory, self.comm, on_host(self._part()), random, asdict(self.progress), keep)
+        save(directory, self.comm, self._part(), random, asdict(self.progress), keep)
 
     def load(self, directory: str | Path) -> None:
         """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
 
         Every rank must call this and see the folder. Random generators are restored on the ranks
-        that existed when it was saved; a GPU's, if it was saved on one.
+        that existed when it was saved, and on the kind of device.
 
         Raises:
             ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
@@ -78,18 +78,14 @@ class Saved(ABC):
             restore_random(random, self.device)
 
     def _read(self, directory: str | Path) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        error = None
-        try:
+        def read() -> dict[str, Any]:
             saved = Checkpoint(directory)
             saved.check(self._expected())
-            state["part"] = saved.read(self.module.state_dict())
-            state["random"] = saved.random(self.comm.rank)
-            state["progress"] = saved.progress
-        except ArgumentError as caught:
-            error = caught
-        raise_together(self.comm, error)
-        return state
+            part = saved.read(self.module.state_dict())
+            random = saved.random(self.comm.rank)
+            return {"part": part, "random": random, "progress": saved.progress}
+
+        return on_every_rank(self.comm, read)
 
     def _pending_text(self, operation: str) -> str:
         return (

@@ -20,36 +20,42 @@ from typing import Any
 
 import numpy as np
 
-from pycomm.devices.base import HANDLE_BYTES, Stream
-from pycomm.devices.events import Events
-from pycomm.devices.process import Device
+from pycomm.devices.base import Stream
+from pycomm.devices.events import Events, OwnEvents
+from pycomm.devices.process import Chain, Device
 from pycomm.devices.slabs import ALIGNMENT, Block, Place
-from pycomm.devices.topology import launchers, mode
-from pycomm.errors import UnsupportedError
-from pycomm.transport.device_moves import Copy, Reduction, Round, cut, enqueued, moves, source_of
+from pycomm.devices.topology import launchers
+from pycomm.transport.device_moves import (
+    Copy,
+    Reduction,
+    Round,
+    chunks_of,
+    cut,
+    enqueued,
+    moves,
+    source_of,
+)
 from pycomm.transport.job import Job
 from pycomm.transport.meeting import Meeting
+from pycomm.transport.rank_slabs import RankSlabs
 
-_NOWHERE = Place(-1, 0)
+NOWHERE = Place(-1, 0)
 _MOST_KNOWN = 1024
 """So many calls are kept in mind."""
 
 
-class CudaIpc:
+class CudaIpc(RankSlabs):
     """The device collectives of one communicator, on the GPU of each of its ranks."""
 
     def __init__(self, device: Device, rank: int, size: int):
-        self.rank = rank
-        self.size = size
-        self._device = device
+        super().__init__(device, rank, size)
         self._runtime = device.runtime
         self._launchers: list[int] = []
         self._events = Events(device.runtime, rank)
-        self._bases: list[dict[int, int]] = [{} for _ in range(size)]
         self._ring: Block | None = None
         self._asynchronous = device.runtime.new_stream()
         self._reductions = device.runtime.new_stream()
-        self._last: Stream | None = None
+        self.order = ByHosts()
         self._kept: deque[tuple[Any, Job]] = deque()
         self.known: dict[Any, list[Copy | Reduction]] = {}
 
@@ -63,10 +69,11 @@ class CudaIpc:
             An event that is done when the collective is; None if the caller's stream has it.
         """
         stream = self._asynchronous if asynchronous else caller
-        with meeting.told():
-            self._let_go()
-            self._put_behind(stream, caller)
-        _Call(self, job, meeting, stream).run()
+        if not self._runtime.is_capturing(caller):
+            with meeting.told():
+                self._let_go()
+                self._put_behind(stream, caller)
+        self.order.call(self, job, meeting, stream).run()
         if not asynchronous:
             return None
         event = self._runtime.event()
@@ -82,12 +89,12 @@ class CudaIpc:
 
     def _put_behind(self, stream: Stream, caller: Stream) -> None:
         """Let `stream` wait for the caller's, and for the last collective."""
-        for before in (caller, self._last or stream):
+        for before in (caller, self.order.chain.last or stream):
             if before != stream:
                 event = self._runtime.event()
                 self._runtime.record(event, before)
                 self._runtime.wait(stream, event)
-        self._last = stream
+        self.order.chain.last = stream
 
     def _let_go(self) -> None:
         """Forget the arrays of collectives that are done: until then nobody may reuse them."""
@@ -97,47 +104,19 @@ class CudaIpc:
     # ---- what its calls use
 
     def connect(self, meeting: Meeting) -> None:
-        """Exchange events and find out who shares GPUs, in the first call."""
+        """Exchange events, in the first call."""
         if self._launchers:
             return
         rows = meeting.gather(self._events.row())
         with meeting.told():
             gpus = self._events.connect(rows)
-            mine = np.array([self._runtime.can_access(gpu) for gpu in gpus])
         meeting.meet()
-        access = meeting.gather(mine)
-        if mode(gpus, access.tolist()) == "staged":
-            pairs = [f"{r} and {q}" for r, q in np.argwhere(~access).tolist()]
-            raise UnsupportedError(
-                f"rank {self.rank}: ranks {', '.join(pairs[:4])} cannot reach each other's GPU "
-                "memory: copy to the host, and pass that"
-            )
         self._launchers = launchers(gpus, self._device.every_rank_launches)
 
-    def learn(self, rows: np.ndarray, meeting: Meeting) -> None:
-        """Map the slabs in these rows of `_Call` that are seen for the first time."""
-        slabs = [[s for s in row if s >= 0] for row in rows[:, ::2].tolist()]
-        new = [[s for s in seen if s not in self._bases[r]] for r, seen in enumerate(slabs)]
-        if not any(new):
-            return
-        handles = np.zeros((2, HANDLE_BYTES), np.uint8)
-        for row, slab in zip(handles, new[self.rank]):
-            handle = self._device.slabs.handle(slab)
-            row[: len(handle)] = np.frombuffer(handle, np.uint8)
-        found = meeting.gather(handles.reshape(-1)).reshape(self.size, 2, -1)
-        with meeting.told():
-            for rank, numbers in enumerate(new):
-                for slab, row in zip(numbers, found[rank]):
-                    self._bases[rank][slab] = self._base(rank, slab, row.tobytes())
-        meeting.meet()
-
-    def _base(self, rank: int, slab: int, handle: bytes) -> int:
-        device = self._device
-        return device.slabs.address(slab) if rank == self.rank else device.mapped.open(handle)
-
-    def address(self, rank: int, slab: int, offset: int) -> int:
-        """Return where a place in a rank's slab is mapped here."""
-        return self._bases[rank][slab] + offset
+    def place_of(self, job: Job) -> Place | None:
+        """Return where this rank's source is; None: it is not symmetric, or nobody reads it."""
+        source, read = source_of(job), chunks_of(job, self.rank)
+        return self._device.slabs.find(source.address, source.nbytes) if read else None
 
     @property
     def segment_bytes(self) -> int:
@@ -151,8 +130,26 @@ class CudaIpc:
         return self._ring.address
 
 
-class _Call:
-    """One collective of device arrays."""
+class ByHosts:
+    """The order of collectives by hosts and events, see above; `chain` are those of one."""
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+
+    def call(self, ranks: CudaIpc, job: Job, meeting: Meeting, stream: Stream) -> Call:
+        """Return what enqueues a collective."""
+        return Call(ranks, job, meeting, stream)
+
+    def capturable(self, job: Job) -> bool:
+        """Say whether a collective can be captured into a CUDA graph: not if hosts order it."""
+        return False
+
+    def check(self) -> None:
+        """Raise if a GPU is known to have failed others in a collective."""
+
+
+class Call:
+    """One collective of device arrays; the hosts order it, see above."""
 
     def __init__(self, ranks: CudaIpc, job: Job, meeting: Meeting, stream: Stream):
         self._ranks = ranks
@@ -160,7 +157,7 @@ class _Call:
         self._meeting = meeting
         self._stream = stream
         self._runtime = ranks._runtime
-        self._events = ranks._events
+        self._events: OwnEvents = ranks._events
         self._slabs = ranks._device.slabs
         of_shape = cut(job, ranks.size, ranks.segment_bytes)
         self._chunks, self._offsets, self._longest, self._slot, self._step = of_shape
@@ -169,22 +166,29 @@ class _Call:
 
     def run(self) -> None:
         """Enqueue it: all ranks' streams wait for each other, and no host for a stream."""
-        meeting, ranks = self._meeting, self._ranks
-        source, mine = source_of(self._job), self._chunks[ranks.rank]
-        place = self._slabs.find(source.address, source.nbytes) if mine else None
-        with meeting.told():
+        ranks = self._ranks
+        place, mine = ranks.place_of(self._job), self._chunks[ranks.rank]
+        with self._meeting.told():
             self._note_uses()
             if mine and place is None and ranks.size > 1:
                 self._copy_in(0)
             self._events.source_ready(0, self._stream)
-        self._rows = meeting.open(self._row(place or _NOWHERE))
-        ranks.connect(meeting)
-        ranks.learn(self._rows, meeting)
+        self._rows = self._open(self._row(place or NOWHERE))
+        ranks.connect(self._meeting)
+        ranks.learn(self._rows, self._meeting)
         symmetric = [self._rows[r, 0] >= 0 for r, chunks in enumerate(self._chunks) if chunks]
         self._direct = ranks.size == 1 or all(symmetric)
         if not self._direct and any(symmetric):
             self._go_ordinary(place)
         self._rounds(1 if self._direct else max(1, -(-self._longest // self._step)))
+
+    def _open(self, row: np.ndarray) -> np.ndarray:
+        """Compare the calls, and return every rank's row."""
+        return self._meeting.open(row)
+
+    def _meet(self) -> None:
+        """Make known what all ranks have recorded."""
+        self._meeting.meet()
 
     def _go_ordinary(self, place: Place | None) -> None:
         """Copy symmetric sources into rings, too, where other ranks' are ordinary."""
@@ -192,7 +196,7 @@ class _Call:
             if place is not None:
                 self._copy_in(0)
                 self._events.source_ready(0, self._stream)
-        self._rows = self._meeting.gather(self._row(place or _NOWHERE))
+        self._rows = self._meeting.gather(self._row(place or NOWHERE))
         self._ranks.learn(self._rows, self._meeting)
 
     def _rounds(self, rounds: int) -> None:
@@ -205,7 +209,7 @@ class _Call:
                     if k < rounds:
                         self._copy_in(k)
                         events.source_ready(k, stream)
-                self._meeting.meet()
+                self._meet()
             with self._meeting.told():
                 if k < rounds:
                     events.wait_for_sources(k, work)
@@ -219,7 +223,7 @@ class _Call:
         """Return where this rank's source and its ring are: slab, offset, slab, offset."""
         ring, size = self._ranks._ring, 2 * self._ranks.segment_bytes
         where = self._slabs.find(ring.address, size) if ring else None
-        return np.array([*place, *(where or _NOWHERE)], np.int64)
+        return np.array([*place, *(where or NOWHERE)], np.int64)
 
     def _note_uses(self) -> None:
         for x in {self._job.input, self._job.output}:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pycomm.transport.message import NOTICE
 from pycomm.types import DTYPES, DType
 
 _FIXED = struct.Struct("<IIqQHBBB")
-_BY_CODE = list(DTYPES.values())
+_BY_CODE = {dtype.code: dtype for dtype in (*DTYPES.values(), NOTICE)}
 
 
 @dataclass(frozen=True)

@@ -171,13 +171,13 @@ class Mailbox:
             out: where to; None for memory of its own.
             keep: that may be the sender's slot, until the array is dropped.
         """
-        if out is None:
-            handle = self.memory.receive(context, source, tag, keep)
-        else:
-            dtype, _, shape = _kind(out, False)
-            where = out.address, out.nbytes
-            handle = self.memory.receive_into(context, source, tag, *where, dtype, shape)
-        with self._lock:
+        with self._lock:  # a message that another thread delivers meanwhile is fetched there
+            if out is None:
+                handle = self.memory.receive(context, source, tag, keep)
+            else:
+                dtype, _, shape = _kind(out, False)
+                where = out.address, out.nbytes
+                handle = self.memory.receive_into(context, source, tag, *where, dtype, shape)
             self._fetch(handle)
         return self.received(handle, out)
 

@@ -34,3 +34,10 @@ class Meeting(Protocol):
 
     def told(self) -> AbstractContextManager[None]:
         """Return a context: what it raises here is raised by the next `meet`, on all ranks."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `check` raises."""
+
+    def check(self) -> None:
+        """Raise what failed on this rank since the last meeting."""

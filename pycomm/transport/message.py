@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pycomm import _native
-from pycomm.arrays import View, laid_into, view
+from pycomm.arrays import View, laid_into, place_name, view
 from pycomm.errors import CommError, MismatchError, UnreachableError
 from pycomm.transport.base import Request
-from pycomm.types import DTYPES
+from pycomm.types import DTYPES, DType
 
 _BY_CODE = list(DTYPES.values())
+
+NOTICE = DType("notice", 255, 1, "integer", "notice")
+"""As the type of a message: no array, but where there is one on a GPU; no `out` agrees with it."""
 
 
 class Box(Protocol):
@@ -93,6 +96,11 @@ class Received:
         self._mailbox.progress()
         return _moved(self._handle.test)
 
+    @property
+    def handle(self) -> _native.Receive:
+        """What the message says about itself, once it has come."""
+        return self._handle
+
     def withdraw(self) -> None:
         """Take no message any more."""
         self._mailbox.memory.withdraw(self._handle)
@@ -104,7 +112,8 @@ class Received:
             MismatchError: `out` has not the dtype and shape that were sent.
         """
         if self._handle.disagrees and self._out:
-            raise _disagreement(self._handle, self._out)
+            kind = _BY_CODE[self._handle.dtype], tuple(self._handle.shape)
+            raise disagreement(self._handle.source, self._handle.tag, *kind, self._out)
         return self._out or view(new_array(self._handle))
 
 
@@ -122,9 +131,19 @@ def _moved(test: Callable[[], bool]) -> bool:
         raise UnreachableError(why) from error
 
 
-def _disagreement(message: _native.Receive, out: View) -> MismatchError:
+def disagreement(
+    source: int, tag: int, dtype: DType, shape: tuple[int, ...], out: View
+) -> MismatchError:
+    """Return the error for an `out` that has not the dtype and shape that were sent."""
     return MismatchError(
-        f"rank {message.source} sent shape {tuple(message.shape)} of "
-        f"{_BY_CODE[message.dtype].name} with tag {message.tag}, but out= has shape "
+        f"rank {source} sent shape {shape} of {dtype.name} with tag {tag}, but out= has shape "
         f"{tuple(out.owner.shape)} of {out.dtype.name}: make them equal, or pass no out="
+    )
+
+
+def misplaced(source: int, tag: int, on_gpu: bool, out: View) -> MismatchError:
+    """Return the error for an `out` that is on the host where a GPU's array was sent, or so."""
+    return MismatchError(
+        f"rank {source} sent an array on {'a GPU' if on_gpu else 'the host'} with tag {tag}, but "
+        f"out= is on {place_name(out.device)}: copy one to where the other is, or pass no out="
     )

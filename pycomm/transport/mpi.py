@@ -77,16 +77,15 @@ class _MpiRequest:
         self.peer = peer
 
     def test(self) -> bool:
-        if self._pieces is not None and not self._failed:
-            try:
-                with _lock:
-                    complete = self._wire.mpi.Request.Testall(self._pieces)
-                if complete:
-                    self._pieces = self._memory = None
-            except self._wire.mpi.Exception:
-                self._wire.check_death()
-                self._failed = True
-        return self._pieces is None and not self._failed
+        with _lock:  # another thread may ask, too
+            if self._pieces is not None and not self._failed:
+                try:
+                    if self._wire.mpi.Request.Testall(self._pieces):
+                        self._pieces = self._memory = None
+                except self._wire.mpi.Exception:
+                    self._wire.check_death()
+                    self._failed = True
+            return self._pieces is None and not self._failed
 
 
 def _outlives_failures(comm: Any) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 CXX = "c++"
 FLAGS = (
-    "-std=c++17 -O1 -fPIC -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
-    "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+    "-std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno "
+    "-fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas"
 ).split()
 _ZIG_CACHES = ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
 

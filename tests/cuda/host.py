@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -43,16 +44,21 @@ extern "C" __attribute__((visibility("default"))) const char* pycomm_launch(
 class HostLauncher:
     """Runs kernels on the host, block after block; `multiprocessors` only decides how many.
 
+    Args:
+        copy: launchers with different numbers can run kernels of one file at the same time, each
+            from a thread of its own.
+
     Attributes:
         launches: the name and the grid of every launch.
         only: if not 0, of each launch only the first and the last so many blocks are run.
         filler: what every byte of scratch memory is; not 0, so that nothing relies on zeros.
     """
 
-    def __init__(self, multiprocessors: int = 2, compiler: Compiler | None = None):
+    def __init__(self, multiprocessors: int = 2, compiler: Compiler | None = None, copy: int = 0):
         self.device = HOST
         self.multiprocessors, self.capability = multiprocessors, (9, 0)
         self.compiler = compiler or cxx()
+        self.copy = copy
         self.launches: list[tuple[str, int]] = []
         self.only = 0
         self.filler = 255
@@ -61,7 +67,7 @@ class HostLauncher:
         """Run the blocks, then return."""
         assert 0 < grid < 1 << 31, f"{kernel}: a grid of {grid}"
         self.launches.append((kernel, grid))
-        library = _library(file_of(kernel), self.compiler)
+        library = _library(file_of(kernel), self.compiler, self.copy)
         wrong = library.pycomm_launch(kernel.encode(), grid, args, len(args), self.only)
         assert not wrong, f"{kernel} {wrong.decode()}"
 
@@ -89,8 +95,11 @@ def being_built(file: str, compiler: Compiler) -> Future[Path]:
 
 
 @cache
-def _library(file: str, compiler: Compiler) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(being_built(file, compiler).result()))
+def _library(file: str, compiler: Compiler, copy: int) -> ctypes.CDLL:
+    path = being_built(file, compiler).result()
+    if copy:
+        path = _copied(path, path.with_suffix(f".{copy}.so"))
+    library = ctypes.CDLL(str(path))
     library.pycomm_launch.restype = ctypes.c_char_p
     library.pycomm_launch.argtypes = [
         ctypes.c_char_p,
@@ -100,6 +109,15 @@ def _library(file: str, compiler: Compiler) -> ctypes.CDLL:
         ctypes.c_uint,
     ]
     return library
+
+
+def _copied(library: Path, copy: Path) -> Path:
+    """Return a copy of a library: loaded beside it, it has variables of its own."""
+    if not copy.exists():
+        made = copy.with_suffix(f".{os.getpid()}")
+        shutil.copy(library, made)
+        made.replace(copy)
+    return copy
 
 
 def build(file: str, compiler: Compiler) -> Path:

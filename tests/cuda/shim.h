@@ -2,6 +2,7 @@
 //
 // The threads of a block are a loop, or fibers where the kernel synchronises them. A library that
 // includes this header holds the kernels of one file; one thread of the process uses it at a time.
+// A kernel that waits for another one must find it in another process, or in a copy of the library.
 #pragma once
 
 #include <cstdio>

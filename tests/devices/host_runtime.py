@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,7 @@ class HostRuntime:
 
     Attributes:
         kernels_launched: how many kernels were.
+        pinned: the page-locked memory of the host, address → bytes.
         waits: whether streams wait for events; a test may plant that they do not.
     """
 
@@ -93,15 +94,18 @@ class HostRuntime:
         self.identity = identity
         self.kernels_launched = 0
         self.waits = True
+        self.pinned: dict[int, int] = {}
         self.kernels: CudaKernels = _Kernels(self)
         self._delay_s = delay_s
         self._seeds = itertools.count(1000 * seed)
         self._peers = peers
         self._free = capacity
         self._events = HostEvents()
+        self._streams: list[HostStream] = []
         self._default = self.new_stream()
         self._local = threading.local()
         HostArray.runtime = self
+        HostEvent.disorder.clear()
 
     # ---- what a user of CuPy does
 
@@ -119,6 +123,30 @@ class HostRuntime:
         finally:
             self._local.current = before
 
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Callable[[], None]]:
+        """Capture what is put on the current stream; give what puts it there, as often as wanted.
+
+        As by a replay of a graph on the stream that is current then.
+        """
+        stream, captured = self.current, []
+
+        def replay() -> None:
+            for work in captured:
+                self.current.put(work)
+
+        stream.captured = captured
+        try:
+            yield replay
+        finally:
+            stream.captured = None
+
+    def check(self) -> None:
+        """Raise what failed on any stream until now, also if a record overtook another."""
+        assert not HostEvent.disorder
+        for failure in filter(None, [stream.failure for stream in self._streams]):
+            raise failure
+
     def finish(self) -> None:
         """Let the host wait for the current stream; raise what failed there."""
         event = self.event()
@@ -127,6 +155,11 @@ class HostRuntime:
         if self.current.failure:
             raise self.current.failure
 
+    def end(self) -> None:
+        """End all streams: reports of late ranks show every thread there is."""
+        for stream in self._streams:
+            stream.end()
+
     # ---- Runtime
 
     def stream(self, of_torch: bool = False) -> Stream:
@@ -134,6 +167,7 @@ class HostRuntime:
 
     def new_stream(self) -> Stream:
         stream = HostStream(next(self._seeds), self._delay_s)
+        self._streams.append(stream)
         return Stream(id(stream), stream)
 
     @contextlib.contextmanager
@@ -149,6 +183,9 @@ class HostRuntime:
     def launching(self) -> HostStream:
         """The stream that kernels are launched on."""
         return getattr(self._local, "launching", None) or self.current
+
+    def is_capturing(self, stream: Stream) -> bool:
+        return stream.owner.captured is not None
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         stream.owner.put(lambda: ctypes.memmove(target, source, nbytes))
@@ -194,6 +231,16 @@ class HostRuntime:
 
     def close_memory(self, memory: Allocation) -> None:
         pass
+
+    def host_word(self) -> np.ndarray:
+        return np.zeros(1, np.uint64)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        assert address not in self.pinned
+        self.pinned[address] = nbytes
+
+    def unpin(self, address: int) -> None:
+        del self.pinned[address]
 
     def can_access(self, identity: str) -> bool:
         return self._peers is None or identity in (self.identity, *self._peers)

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,29 +21,40 @@ _PLACE = struct.Struct("<24sq")
 
 
 class HostStream:
-    """Does what is enqueued, in order, on a thread of its own, now and then after a delay."""
+    """Does what is enqueued, in order, on a thread of its own, now and then after a delay.
+
+    Attributes:
+        captured: if not None, work is noted there instead.
+    """
 
     def __init__(self, seed: int, delay_s: float):
         self.delay_s = delay_s
         self.failure: BaseException | None = None
+        self.captured: list[Callable[[], None]] | None = None
         self._random = random.Random(seed)
         self._enqueued = self._done = 0
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True, name=f"stream-{seed}").start()
 
     def put(self, work: Callable[[], None]) -> None:
         """Enqueue `work`, and return at once."""
-        self._enqueued += 1
-        self._work.put(work)
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self._enqueued += 1
+            self._work.put(work)
 
     @property
     def idle(self) -> bool:
         """Whether all that was enqueued is done, and nothing failed."""
         return self._done == self._enqueued and self.failure is None
 
+    def end(self) -> None:
+        """End the thread once it has done all work."""
+        self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            work = self._work.get()
+        while (work := self._work.get()) is not None:
             if self.delay_s and self._random.random() < 0.5:
                 time.sleep(self._random.random() * self.delay_s)
             try:
@@ -55,8 +67,11 @@ class HostStream:
 class HostEvent:
     """Two counters in shared memory: how often it was recorded, and how much of that is done.
 
-    Records on several streams must follow each other: else the last to be done stands for all.
+    Records on several streams must follow each other; `disorder` tells of those of this process
+    that did not.
     """
+
+    disorder: ClassVar[list[str]] = []
 
     def __init__(self, pages: Pages, place: int):
         counters = pages.bytes[16 * place : 16 * place + 16].view(np.int64)
@@ -89,7 +104,10 @@ class HostEvent:
         self._await(int(self._recorded[0]))
 
     def _finish(self, number: int) -> None:
-        self._done[0] = max(number, int(self._done[0]))
+        before = int(self._done[0])
+        self._done[0] = max(number, before)
+        if number > before + 1:
+            self.disorder.append(f"record {number} of an event is done after {before}")
 
     def _await(self, number: int) -> None:
         end = time.monotonic() + _PATIENCE_S

@@ -24,6 +24,7 @@ from pycomm.types import DType
 from tests.devices.host_array import FREED, HostArray
 
 DEVICE = torch.device("cuda", 0)
+_MAY_MIX = (torch.ops.aten.copy_, torch.ops.aten._to_copy, torch.ops.aten.index)
 
 
 class HostTensor(torch.Tensor):
@@ -102,6 +103,7 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = any(isinstance(x, HostTensor) for x in given)
     if there:
+        _check_together(func, given)
         stream = HostArray.runtime.current
         if not stream.idle:
             HostArray.runtime.finish()
@@ -116,8 +118,17 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         return tree_map(lambda x: _brought(x, known), result)
 
 
+def _check_together(func: Any, given: list[torch.Tensor]) -> None:
+    """Raise as torch does if the host's tensors are mixed with those of a GPU; scalars may be."""
+    elsewhere = [x for x in given if not isinstance(x, HostTensor) and x.dim() > 0]
+    if elsewhere and func._overloadpacket not in _MAY_MIX:
+        raise RuntimeError(
+            f"Expected all tensors of {func} to be on the same device, cuda:0 or cpu"
+        )
+
+
 def _brought(x: Any, known: set[int]) -> Any:
-    """Return a result as a tensor of the double, in new memory if it is in none of the arguments'."""
+    """Return a result as a tensor of the double; if no argument has its memory, in a new one."""
     if not isinstance(x, torch.Tensor) or isinstance(x, HostTensor):
         return x
     storage = x.untyped_storage()

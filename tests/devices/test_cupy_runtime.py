@@ -58,6 +58,7 @@ class FakeCudaRuntime:
                 "ipcOpenMemHandle": 8192,
                 "ipcOpenEventHandle": 77,
                 "deviceCanAccessPeer": 0,
+                "streamIsCapturing": 1,
             }.get(name)
 
         return call
@@ -71,6 +72,7 @@ def cuda(monkeypatch) -> FakeCudaRuntime:
         get_default_memory_pool=lambda: freed,
         cuda=SimpleNamespace(
             runtime=fake,
+            alloc_pinned_memory=lambda nbytes: bytearray(b"?" * 2 * nbytes),
             Event=lambda **flags: SimpleNamespace(ptr=5, flags=flags),
             Stream=lambda non_blocking: SimpleNamespace(ptr=30, non_blocking=non_blocking),
             Device=lambda number: contextlib.nullcontext(),
@@ -167,6 +169,17 @@ def test_handles_that_cannot_be_opened_say_what_containers_need(gpu, cuda):
         gpu.open_event(b"e" * 64)
 
 
+def test_whether_a_stream_is_captured_is_asked(gpu, cuda):
+    assert gpu.is_capturing(Stream(40)) is True
+    assert cuda.calls[-1] == ("streamIsCapturing", 40)
+
+
+def test_a_word_of_the_host_is_zero(gpu):
+    word = gpu.host_word()
+    assert word.dtype == "uint64" and word.tolist() == [0]
+    word[0] = 3
+
+
 def test_who_can_be_reached(gpu, cuda):
     host = gpu.identity.split()[0]
     assert gpu.can_access(gpu.identity)
@@ -174,3 +187,12 @@ def test_who_can_be_reached(gpu, cuda):
     assert ("deviceCanAccessPeer", 1, 0) in cuda.calls
     assert gpu.can_access(f"{host} {(b'c' * 16).hex()}"), "out of sight, but on this host"
     assert not gpu.can_access(f"another {(b'b' * 16).hex()}")
+
+
+def test_memory_of_the_host_is_page_locked(gpu, cuda):
+    gpu.pin(4096, 100)
+    gpu.unpin(4096)
+    assert cuda.calls[-2:] == [("hostRegister", 4096, 100, 1), ("hostUnregister", 4096)]
+    cuda.refuse["hostRegister"] = [2]
+    with pytest.raises(DeviceError, match="page-locking 100 bytes of the host failed on cuda:1"):
+        gpu.pin(4096, 100)

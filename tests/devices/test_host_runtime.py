@@ -33,6 +33,20 @@ def test_a_stream_does_things_in_order_and_the_host_does_not_wait(runtime):
     assert order == list(range(20))
 
 
+def test_what_is_captured_is_done_by_replays_only(runtime):
+    x, done = HostArray.put(np.zeros(3)), []
+    with runtime.capture() as replay:
+        assert runtime.is_capturing(runtime.stream())
+        assert not runtime.is_capturing(runtime.new_stream())
+        x[1:] = 5
+        runtime.current.put(lambda: done.append(1))
+    assert not runtime.is_capturing(runtime.stream())
+    assert x.get().tolist() == [0, 0, 0] and done == []
+    replay()
+    replay()
+    assert x.get().tolist() == [0, 5, 5] and done == [1, 1]
+
+
 def test_two_streams_have_no_order_without_events(runtime):
     first, second = runtime.new_stream(), runtime.new_stream()
     gate, seen = threading.Event(), []

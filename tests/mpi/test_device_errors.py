@@ -15,7 +15,6 @@ from pycomm.devices import process
 from pycomm.devices.base import DeviceError
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
-from tests.devices.host_runtime import HostRuntime
 from tests.mpi.devices import doubles, ordinary, symmetric
 
 
@@ -162,19 +161,6 @@ def test_no_memory_for_the_ring_is_told_on_all(comm):
             dev.all_reduce(ordinary(dev, np.ones(10)))
 
 
-def test_gpus_out_of_reach_are_named(comm):
-    several(comm)
-    before = process._device
-    process.use(process.Device.of(HostRuntime(f"gpu {comm.rank}", peers=())))
-    dev = comm.split(0)
-    try:
-        with pytest.raises(pycomm.UnsupportedError, match="ranks 0 and 1.* cannot reach each oth"):
-            dev.all_reduce(HostArray.put(np.ones(3)))
-    finally:
-        dev.close()
-        process.use(before)
-
-
 WRONG = {
     "algorithm": (lambda c, x: c.all_reduce(x, algorithm="ring"), "'ring' does not exist for arr"),
     "out on the host": (
@@ -204,11 +190,6 @@ def test_an_array_on_another_gpu_than_the_ranks(dev):
     with pytest.raises(pycomm.ArgumentError, match=f"rank {dev.rank}: an array is on cuda:1, but"):
         dev.all_reduce(x)
     device_sum(dev)
-
-
-def test_messages_of_device_arrays_are_refused(dev):
-    with pytest.raises(pycomm.UnsupportedError, match="an array on cuda:0 cannot be used here"):
-        dev.send(HostArray.put(np.ones(4)), dev.rank)
 
 
 def test_the_flight_recorder_names_the_call(dev):

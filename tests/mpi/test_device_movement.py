@@ -28,6 +28,11 @@ def make(request):
     return request.param
 
 
+@pytest.fixture
+def makers():
+    return symmetric, ordinary
+
+
 def mine(rank: int, *shape: int, dtype: str = "float32") -> np.ndarray:
     """Return a rank's array: every element of every rank is another."""
     return (np.arange(np.prod(shape, dtype=int)).reshape(shape) + 10_000 * rank).astype(dtype)
@@ -102,12 +107,12 @@ def test_scatter_without_out(dev, make, async_op):
     """Ranks that pass no array get one of the root's kind, where that is."""
     for root in range(dev.size):
         for rows, with_out in ((0, 0), (400, 0), (400, 1)):
-            out = make(dev, np.zeros((rows, 2), np.float32))
-            out = out if with_out and dev.rank % 2 else None
+            made = make(dev, np.zeros((rows, 2), np.float32))
+            out = made if with_out and dev.rank % 2 else None
             x = make(dev, mine(root, dev.size, rows, 2)) if dev.rank == root else None
             result = dev.scatter(x, root, out, async_op=async_op)
             result = result.wait() if async_op else result
-            assert isinstance(result, HostArray) and (out is None or result is out)
+            assert isinstance(result, type(made)) and (out is None or result is out)
             assert np.array_equal(result.get(), mine(root, dev.size, rows, 2)[dev.rank])
 
 
@@ -137,9 +142,9 @@ def test_all_to_all_even_and_by_counts(dev, make):
         assert np.array_equal(got.get(), np.concatenate(want))
 
 
-def test_symmetric_and_ordinary_arrays_in_one_call(dev):
+def test_symmetric_and_ordinary_arrays_in_one_call(dev, makers):
     for turn in range(dev.size):
-        make = symmetric if dev.rank == turn else ordinary
+        make = makers[dev.rank != turn]
         x = make(dev, mine(dev.rank, 3001))
         dev.all_reduce(x)
         assert np.array_equal(x.get(), sum(mine(r, 3001) for r in range(dev.size)))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,15 @@ from tests.training import one_thread as one_thread
 DELAY_S = 0.0001
 
 
+SHARED, OWN, APART = {"gpus": 1}, {"gpus": 8}, {"gpus": 8, "peers": ()}
+"""All ranks on one GPU; each on its own; each on its own without access to others."""
+
+
 @contextlib.contextmanager
-def gpus(comm: pycomm.Communicator, number: int = 1) -> Iterator[pycomm.Communicator]:
-    """Give the ranks so many doubles, which torch takes for GPUs."""
-    with doubles(comm, number, DELAY_S, segment_bytes=4096) as dev, torch_on_double():
+def gpus(comm: pycomm.Communicator, **layout: Any) -> Iterator[pycomm.Communicator]:
+    """Give the ranks doubles, which torch takes for GPUs."""
+    settings = {"delay_s": DELAY_S, "segment_bytes": 4096, **layout}
+    with doubles(comm, **settings) as dev, torch_on_double():
         yield dev
 
 
@@ -48,8 +54,8 @@ def share(comm, batch) -> list[torch.Tensor]:
     return [torch.tensor_split(part, comm.size)[comm.rank] for part in batch]
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer) -> None:
+@pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
+def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
     def train(group, device):
         trainer = pycomm.DataParallelTrainer(
             conv(comm.rank), optimizer, cross_entropy, group, 2, 0.3, device=device, checksums=1
@@ -58,9 +64,9 @@ def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer) -> None:
         return losses, trainer
 
     losses, trainer = train(comm, "cpu")
-    with gpus(comm) as dev:
+    with gpus(comm, **layout) as dev:
         again, other = train(dev, "cuda")
-        flats = other._buckets.flats
+        flats = [bucket.flat for bucket in other._reducer.buckets]
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
         assert all(isinstance(flat, HostTensor) for flat in flats)
         assert all(process.process_device().slabs.find(f.data_ptr(), f.nbytes) for f in flats)
@@ -76,24 +82,28 @@ def test_a_wrapped_model_on_a_gpu_averages_its_gradients(comm) -> None:
         return {name: p.grad.cpu() for name, p in model.named_parameters()}
 
     expected = gradients(comm, placement.CPU)
-    with gpus(comm, 2) as dev:
+    with gpus(comm, gpus=2) as dev:
         same_bits(gradients(dev, torch.device("cuda", 0)), expected)
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-@pytest.mark.parametrize("number", [1, 4])
-def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, number: int) -> None:
+@pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
+def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
+    seen: list[type] = []
+
     def train(group, device):
         model = dense(comm.rank)
         trainer = pycomm.ModelParallelTrainer(
             model, optimizer, cross_entropy, group, 3, clip_norm=0.2, device=device
         )
+        trainer.module.register_forward_pre_hook(lambda _, args: seen.append(type(args[0])))
         losses = [trainer.step(*samples(5 + k, k)) for k in range(3)]
         return losses, trainer
 
     losses, trainer = train(comm, "cpu")
-    with gpus(comm, number) as dev:
+    seen.clear()
+    with gpus(comm, **layout) as dev:
         again, other = train(dev, "cuda")
+        assert set(seen) == {HostTensor}, "activations go from GPU to GPU"
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
         assert again == losses
         same_bits(on_cpu(other.module), on_cpu(trainer.module))
@@ -150,6 +160,19 @@ def test_a_run_goes_on_elsewhere_with_the_same_bits(comm, tmp_path, kind, first)
     assert all(type(tensor) is torch.Tensor for tensor in file["model"].values())
 
 
+def test_the_gpus_random_generator_is_restored(comm, tmp_path) -> None:
+    folder = shared_folder(comm, tmp_path)
+    gpu = torch.device("cuda", 0)
+    with gpus(comm) as dev:
+        trainer = make("data", dev, "cuda")
+        saved = torch.Generator().manual_seed(1000 + comm.rank).get_state()
+        torch.cuda.set_rng_state(saved, gpu)
+        trainer.save(folder)
+        torch.cuda.set_rng_state(torch.Generator().manual_seed(5).get_state(), gpu)
+        trainer.load(folder)
+        assert torch.equal(torch.cuda.get_rng_state(gpu), saved)
+
+
 @pytest.mark.parametrize("kind", ["data", "model"])
 def test_evaluation(comm, kind: str) -> None:
     def evaluate(group, device):
@@ -179,7 +202,7 @@ def test_a_module_decides_if_no_device_is_named(comm) -> None:
         there = dense(0).to(torch.device("cuda", 0))
         assert pycomm.DataParallelTrainer(there, sgd, cross_entropy, dev).device.type == "cuda"
         here = pycomm.DataParallelTrainer(dense(0), sgd, cross_entropy, dev)
-        assert here.device.type == "cpu" and type(here._buckets.flats[0]) is torch.Tensor
+        assert here.device.type == "cpu" and type(here._reducer.buckets[0].flat) is torch.Tensor
         back = pycomm.DataParallelTrainer(there, sgd, cross_entropy, dev, device="cpu")
         assert all(type(tensor) is nn.Parameter for tensor in back.module.parameters())
 
@@ -187,7 +210,7 @@ def test_a_module_decides_if_no_device_is_named(comm) -> None:
 def test_sharing_a_gpu_is_said_once(comm, caplog) -> None:
     placement._say.cache_clear()
     for number in (1, comm.size):
-        with gpus(comm, number) as dev, caplog.at_level(logging.WARNING):
+        with gpus(comm, gpus=number) as dev, caplog.at_level(logging.WARNING):
             for _ in range(2):
                 placement.place(dense(0), dev, "cuda")
     said = [r.message for r in caplog.records if "take turns" in r.message]

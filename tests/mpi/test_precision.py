@@ -1,120 +1,104 @@
-"""fp16 with a loss scale: gradients that overflow on one rank or stage are left out on all."""
+"""precision="bf16": both trainers compute as one process does under torch.autocast."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
 import pycomm
-from pycomm.errors import ArgumentError, NonFiniteError
-from tests.training import CLASSES, adamw, named, samples, sgd, shared_folder
+from pycomm.errors import ArgumentError, MismatchError
+from tests.mpi.test_data_parallel import cut, train_in_one_process
+from tests.training import adamw, assert_same_bits, conv, dense, images, named, samples, sgd
 from tests.training import one_thread as one_thread
 
 
-class Overflows(nn.Module):
-    """Multiplies its gradient by infinity, on the ranks and in the steps that are told."""
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
 
-    def __init__(self):
+
+class Narrow(nn.Module):
+    """A model and its loss under autocast, for the reference."""
+
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.now = False
+        self.model = model
 
-    def forward(self, x):
-        if self.now and x.requires_grad:
-            x.register_hook(lambda gradient: gradient * float("inf"))
-        return x
-
-
-def layers(comm) -> nn.Sequential:
-    torch.manual_seed(0)
-    kept = [nn.Sequential(nn.Linear(6, 6), Overflows(), nn.Tanh()) for _ in range(comm.size)]
-    return nn.Sequential(*kept, nn.Linear(6, CLASSES))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return self.model(x)
 
 
-def make(comm, kind: str, optimizer=sgd, **options):
-    if kind == "data":
-        return pycomm.DataParallelTrainer(layers(comm), optimizer, cross_entropy, comm, **options)
-    costs = [1.0] * comm.size + [0.0]
-    return pycomm.ModelParallelTrainer(
-        layers(comm), optimizer, cross_entropy, comm, 2, balance=costs, **options
+def narrow_loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    with autocast():
+        return cross_entropy(output, targets)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+def test_data_parallel_has_the_bits_of_one_process(comm, optimizer) -> None:
+    batches = [images(size, seed) for seed, size in enumerate([8, 7, comm.size + 1, 9])]
+    trainer = pycomm.DataParallelTrainer(
+        conv(comm.rank), optimizer, cross_entropy, comm, 2, 0.3, precision="bf16"
     )
+    losses = [trainer.step(*cut(batch, comm.size)[comm.rank]) for batch in batches]
+    reference = conv(0)
+    expected = train_in_one_process(
+        Narrow(reference),
+        optimizer(list(reference.named_parameters())),
+        [batches[:2], batches[2:]],
+        comm.size,
+        narrow_loss,
+        clip_norm=0.3,
+    )
+    assert losses == expected
+    assert_same_bits(trainer.module, reference)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.module.parameters())
 
 
-def batch(comm, kind: str, seed: int):
-    x, t = samples(4 * comm.size, seed)
-    mine = slice(4 * comm.rank, 4 * comm.rank + 4) if kind == "data" else slice(None)
-    return x[mine].float(), t[mine]
+def test_model_parallel_has_the_bits_of_one_process(comm) -> None:
+    trainer = pycomm.ModelParallelTrainer(
+        dense(0).float(), adamw, cross_entropy, comm, 1, precision="bf16", balance=[1.0] * 7
+    )
+    seen: list[torch.dtype] = []
+    trainer.module.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    reference = dense(0).float()
+    single = adamw(list(reference.named_parameters()))
+    for k in range(3):
+        x, t = samples(6, k)
+        loss = trainer.step(x.float(), t)
+        single.zero_grad()
+        whole = narrow_loss(Narrow(reference)(x.float()), t)
+        whole.backward()
+        single.step()
+        assert loss == whole.item()
+    weights = named(comm, trainer.module)
+    for name, p in reference.named_parameters():
+        assert torch.equal(weights[name], p), name
+    if comm.size == 2:
+        assert seen[0] == (torch.float32 if comm.rank == 0 else torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
-def test_an_overflow_on_one_rank_is_left_out_on_all(comm, kind: str) -> None:
-    trainer = make(comm, kind, precision="fp16")
-    trainer.step(*batch(comm, kind, 0))
-    before = named(comm, trainer.module)
-    switches = [m for m in trainer.module.modules() if isinstance(m, Overflows)]
-    for switch in switches:
-        switch.now = comm.rank == comm.size - 1
-    trainer.step(*batch(comm, kind, 1))
-    assert trainer.progress.loss_scale == 2.0**15
-    assert all(torch.equal(before[n], p) for n, p in named(comm, trainer.module).items())
-    for switch in switches:
-        switch.now = False
-    trainer.step(*batch(comm, kind, 1))
-    after = named(comm, trainer.module)
-    assert trainer.progress.loss_scale == 2.0**15
-    assert not any(torch.equal(before[n], after[n]) for n in before)
-    assert all(p.isfinite().all() for p in after.values())
+@pytest.mark.parametrize("kind", [pycomm.DataParallelTrainer, pycomm.ModelParallelTrainer])
+def test_evaluation(comm, kind) -> None:
+    x, t = samples(7, 1)
+    trainer = kind(dense(0).float(), sgd, cross_entropy, comm, precision="bf16")
+    found = trainer.evaluate(TensorDataset(x.float(), t), batch_size=100)
+    with torch.no_grad():
+        model = Narrow(dense(0).float())
+        parts = np.array_split(np.arange(7), comm.size if kind is pycomm.DataParallelTrainer else 7)
+        losses = [len(i) * narrow_loss(model(x[i].float()), t[i]).item() for i in parts if len(i)]
+        plain = cross_entropy(dense(0).float()(x.float()), t).item()
+    assert abs(found["loss"] - sum(losses) / 7) < 1e-6
+    assert found["loss"] != plain
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
-def test_the_scale_changes_no_gradient(comm, kind: str) -> None:
-    losses = {}
-    for precision in ("fp32", "fp16"):
-        trainer = make(comm, kind, precision=precision, clip_norm=0.1)
-        losses[precision] = [trainer.step(*batch(comm, kind, seed)) for seed in range(4)]
-    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=5e-3)
-    assert losses["fp16"] != losses["fp32"]
-
-
-def test_the_scale_grows_again_and_is_saved(comm, tmp_path) -> None:
-    folder = shared_folder(comm, tmp_path)
-    trainer = make(comm, "data", adamw, precision="fp16")
-    trainer.progress.loss_scale, trainer.progress.since_overflow = 64.0, 1999
-    trainer.step(*batch(comm, "data", 0))
-    assert (trainer.progress.loss_scale, trainer.progress.since_overflow) == (128.0, 0)
-    trainer.save(folder)
-    other = make(comm, "data", adamw, precision="fp16")
-    other.load(folder)
-    assert other.progress == trainer.progress
-    assert other.step(*batch(comm, "data", 1)) == trainer.step(*batch(comm, "data", 1))
-
-
-@pytest.mark.parametrize("kind", ["data", "model"])
-def test_gradients_that_are_not_finite_are_named_on_all_ranks(comm, kind: str) -> None:
-    trainer = make(comm, kind, check_finite=True)
-    trainer.step(*batch(comm, kind, 0))
-    before = named(comm, trainer.module)
-    last = comm.size - 1
-    for switch in (m for m in trainer.module.modules() if isinstance(m, Overflows)):
-        switch.now = comm.rank == last
-    match = rf"rank {last}: parameter \d\.0\.(weight|bias) .*this is rank {comm.rank}"
-    with pytest.raises(NonFiniteError, match=match):
-        trainer.step(*batch(comm, kind, 1))
-    assert all(torch.equal(before[n], p) for n, p in named(comm, trainer.module).items())
-
-
-def test_finite_gradients_with_a_loss_scale(comm) -> None:
-    with pytest.raises(ArgumentError, match="check_finite=True with precision='fp16'"):
-        make(comm, "data", check_finite=True, precision="fp16")
-
-
-@pytest.mark.parametrize("clip_norm", [None, 0.1])
-def test_the_same_bits_for_every_bucket_size(comm, clip_norm: float | None) -> None:
-    bits = set()
-    for bucket_bytes in (1, 100, 25 << 20):
-        trainer = make(comm, "data", adamw, clip_norm=clip_norm, bucket_bytes=bucket_bytes)
-        for seed in range(3):
-            trainer.step(*batch(comm, "data", seed))
-        bits.add(b"".join(p.detach().numpy().tobytes() for p in trainer.module.parameters()))
-    assert len(bits) == 1
+def test_wrong_and_different_precisions(comm) -> None:
+    with pytest.raises(ArgumentError, match="precision='fp8' is none of fp32, bf16, fp16"):
+        pycomm.DataParallelTrainer(conv(0), sgd, cross_entropy, comm, precision="fp8")
+    if comm.size > 1:
+        mine = "bf16" if comm.rank else "fp32"
+        with pytest.raises(MismatchError, match=r"precision .* differ: rank 0 has \('fp32'"):
+            pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, precision=mine)

@@ -1,4 +1,4 @@
-"""A run that goes on with other numbers of ranks has the losses of one process that never stopped."""
+"""A run that goes on with other numbers of ranks has the losses of one that never stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What trainers.py trains, by whom, and how it is measured."""

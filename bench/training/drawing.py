@@ -1,0 +1,58 @@
+"""Bars of the time of a step, a panel for each model and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from bench.training.results import Trained
+from bench.training.variants import VARIANTS
+from bench.training.variants.alone import NO_SYNC
+
+
+def draw(meta: dict[str, Any], found: Sequence[Trained], path: Path) -> None:
+    """Draw a panel of bars for each job: the median, its quartiles, and the ratio to no-sync."""
+    jobs = list(dict.fromkeys((r.model, r.optimizer) for r in found))
+    rows = list(dict.fromkeys(optimizer for _, optimizer in jobs))
+    columns = list(dict.fromkeys(model for model, _ in jobs))
+    size = (3.8 * len(columns), 0.8 + 2.4 * len(rows))
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=size, squeeze=False, layout="constrained"
+    )
+    figure.suptitle(_title(meta), fontsize=10)
+    for (model, optimizer), plot in zip(
+        ((m, o) for o in rows for m in columns), (a for line in axes for a in line)
+    ):
+        _bars(plot, [r for r in found if (r.model, r.optimizer) == (model, optimizer)])
+        plot.set_title(f"{model}, {optimizer}", loc="left", fontsize=10, fontweight="bold")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _title(meta: dict[str, Any]) -> str:
+    where = f"{meta['ranks']} ranks on {meta['cores']} cores   |   {meta['machine']}"
+    gpu = f"\nGPUs: {meta['gpu']}" if meta["gpu"] else ""
+    return f"time of a step{gpu}   |   {where}\npycomm at {meta['commit']}, {meta['time'][:10]}"
+
+
+def _bars(plot: Axes, found: Sequence[Trained]) -> None:
+    colors = {NO_SYNC: "#555555"} | {n: "#d1495b" for n, v in VARIANTS.items() if v.competes}
+    for at, r in enumerate(found):
+        ms = [us / 1e3 for us in (r.t_q25_us, r.t_med_us, r.t_q75_us)]
+        spread = [[ms[1] - ms[0]], [ms[2] - ms[1]]]
+        plot.barh(at, ms[1], xerr=spread, color=colors.get(r.impl, "#0b5fa5"), height=0.7)
+        if r.over_no_sync is not None:
+            plot.text(0, at, f" {r.over_no_sync:.2f}×", va="center", color="white", fontsize=8)
+    plot.set_yticks(range(len(found)), [r.impl for r in found], fontsize=8)
+    plot.invert_yaxis()
+    plot.set_xlabel("ms, median; lines: quartiles", fontsize=8)
+    plot.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,89 @@
+"""What the benchmark wants of a way to train, and the table of all that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bench.training.jobs import Job
+
+
+@dataclass(frozen=True)
+class Training:
+    """A job as one variant does it, ready for its first step.
+
+    Attributes:
+        step: makes one update from the job's share, or from the whole batch.
+        module: the model that is updated, or this rank's part of it, with the names of the whole.
+        wire_bytes: what a rank sends in a step, where that is known; None: as pycomm counted.
+    """
+
+    step: Callable[[], Any]
+    module: nn.Module
+    wire_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        name: what `--impl` calls it.
+        build: sets up a job; collective.
+        summary: what it is, in a sentence.
+        competes: whether it is one of those that pycomm is to be faster than.
+        learns_from: what its weights follow: the batch of all ranks, or its rank's own share.
+    """
+
+    name: str
+    build: Callable[[Job], Training]
+    summary: str
+    competes: bool
+    learns_from: Literal["whole", "share"]
+
+
+VARIANTS: dict[str, Variant] = {}
+"""Every variant by name, in the order in which they take turns."""
+
+Build = Callable[[Job], Training]
+
+
+def variant(
+    name: str, *, competes: bool = False, learns_from: Literal["whole", "share"] = "whole"
+) -> Callable[[Build], Build]:
+    """Register the decorated function, which sets up a job; its docstring says what it is."""
+
+    def register(build: Build) -> Build:
+        summary = (build.__doc__ or "").strip().splitlines()[0]
+        VARIANTS[name] = Variant(name, build, summary, competes, learns_from)
+        return build
+
+    return register
+
+
+def loop_step(
+    model: Callable[[Tensor], Any],
+    module: nn.Module,
+    job: Job,
+    batch: tuple[Tensor, Tensor] | None = None,
+) -> Callable[[], None]:
+    """Return the step of a plain training loop.
+
+    Args:
+        model: what is called, such as a wrapper of the module.
+        module: whose parameters are updated.
+        job: its optimizer and its loss.
+        batch: inputs and targets; the rank's share without them.
+    """
+    optimizer = job.optimizer(module.named_parameters())
+    inputs, targets = batch or job.share
+
+    def step() -> None:
+        optimizer.zero_grad()
+        job.loss(model(inputs), targets).backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,63 @@
+"""What tests of device messages share: pairs in reach of each other or not, and what they send."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import pycomm
+from tests.mpi.devices import DELAY_S, doubles, ordinary, runtime, symmetric
+
+PLACES = {"symmetric": symmetric, "ordinary": ordinary}
+SEGMENT = 4096
+SIZES = (0, 1, 500, SEGMENT, SEGMENT + 1, 50_000)
+"""Copied at once, asked for in segments, offered where they are if symmetric."""
+LARGE = 40_000
+
+
+@contextlib.contextmanager
+def in_reach(
+    comm: pycomm.Communicator, delay_s: float = DELAY_S, **options: Any
+) -> Iterator[pycomm.Communicator]:
+    """Give a communicator whose ranks share a GPU, and look for failures of its streams."""
+    with doubles(comm, delay_s=delay_s, segment_bytes=SEGMENT, **options) as other:
+        yield other
+        if runtime().waits:
+            runtime().check()
+
+
+def out_of_reach(
+    comm: pycomm.Communicator, delay_s: float = DELAY_S
+) -> contextlib.AbstractContextManager[pycomm.Communicator]:
+    """Give a communicator whose ranks cannot reach each other's GPUs."""
+    return in_reach(comm, delay_s, gpus=comm.size, peers=())
+
+
+REACH = {"in reach": in_reach, "out of reach": out_of_reach}
+
+
+def ring(comm: pycomm.Communicator) -> tuple[int, int]:
+    """Return the next and the previous rank."""
+    return (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+
+
+def pattern(count: int, rank: int, k: int = 0) -> np.ndarray:
+    """Return bytes that depend on place, rank and message."""
+    mixed = np.arange(count, dtype=np.uint32) * np.uint32(2_654_435_761) >> 13
+    return mixed.astype(np.uint8) ^ np.uint8((37 * rank + 11 * k) % 256)
+
+
+def host(comm: pycomm.Communicator, x: np.ndarray) -> np.ndarray:
+    """Return an array on the host, as `ordinary` and `symmetric` do on the device."""
+    return x
+
+
+def held() -> threading.Event:
+    """Hold the current stream until the event returned is set."""
+    gate = threading.Event()
+    runtime().current.put(gate.wait)
+    return gate
