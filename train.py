@@ -11,6 +11,7 @@ import click
 import torch
 
 import pycomm
+from pycomm.parallel.compression import METHODS
 from pycomm.workloads import data, models
 from pycomm.workloads.task import Task
 
@@ -32,6 +33,9 @@ DATA = (
     "8×8 images; the source of Python's library; an .npz file with x and y (and x_test, y_test), "
     "a text file or a folder of text files."
 )
+COMPRESSION = (
+    f"Data parallel: fewer bytes between ranks: {', '.join(METHODS)}; topk:RATIO, powersgd:RANK."
+)
 POSITIVE = click.IntRange(min=1)
 FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
@@ -51,6 +55,7 @@ FITTING = "[default: fits the data]"
 @click.option(
     "--accumulate", type=POSITIVE, help="Data parallel: batches per update.  [default: 1]"
 )
+@click.option("--compression", metavar="NAME", help=COMPRESSION)
 @click.option(
     "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 4]"
 )
@@ -93,10 +98,14 @@ def build_trainer(
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
+        if options["compression"]:
+            raise pycomm.ArgumentError("--compression is for data parallel")
         return pycomm.ModelParallelTrainer(*parts, microbatches=options["microbatches"] or 4)
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1)
+    return pycomm.DataParallelTrainer(
+        *parts, accumulate=options["accumulate"] or 1, compression=options["compression"]
+    )
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

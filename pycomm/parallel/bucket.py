@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.compression import Compression, Factory, find_factory
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -77,6 +78,7 @@ class GradientBuckets:
         bucket_bytes: how much a bucket holds at most.
         op: "sum" or "avg", over the ranks.
         algorithm: of all_reduce; None lets pycomm choose.
+        compression: reduces buckets in place of all_reduce; see `compression.find`.
 
     Raises:
         ArgumentError: bucket_bytes is not positive.
@@ -91,10 +93,13 @@ class GradientBuckets:
         bucket_bytes: int,
         op: str,
         algorithm: str | None,
+        compression: str | Factory | None = None,
     ):
         if bucket_bytes <= 0:
             raise ArgumentError(f"bucket_bytes={bucket_bytes} must be positive (rank {comm.rank})")
         self.comm, self.op, self.algorithm = comm, op, algorithm
+        self._compression = find_factory(compression, algorithm)
+        self.compressed: list[Compression] = []
         self.flats: list[torch.Tensor] = []
         self.slots: list[Slot] = []
         trainable = [(name, p) for name, p in parameters if p.requires_grad]
@@ -115,8 +120,11 @@ class GradientBuckets:
         self.comm.all_reduce(used, op="max")
         for slot, somewhere in zip(self.slots, used.tolist()):
             self._fill(slot, bool(somewhere))
+        for compressed in self.compressed:
+            compressed.reduce()
         for flat in self.flats:
-            self.comm.all_reduce(flat, op=self.op, algorithm=self.algorithm)
+            if not self.compressed:
+                self.comm.all_reduce(flat, op=self.op, algorithm=self.algorithm)
             if scale != 1.0:
                 flat.mul_(scale)
 
@@ -143,6 +151,9 @@ class GradientBuckets:
         for (name, p), offset in zip(members, offsets):
             strides = torch.empty_like(p, device="meta").stride()
             self.slots.append(Slot(name, p, flat.as_strided(p.shape, strides, offset)))
+        if self._compression is not None:
+            views = [slot.view for slot in self.slots[-len(members) :]]
+            self.compressed.append(self._compression(self.comm, flat, views, self.op))
 
     def _hook(self) -> None:
         # The model must not keep a dropped wrapper's buckets alive, nor go on filling them.

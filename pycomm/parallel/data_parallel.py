@@ -12,6 +12,7 @@ from torch import nn
 
 from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.compression import Factory
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ class DataParallel(nn.Module):
         checksums: every so many backward passes, first compare the parameters of all ranks
             (`backward` raises DivergedError if they differ); 0 does not, None is
             PYCOMM_CHECKSUMS, or 0.
+        compression: "bf16", "fp16", "int8", "fp8", "topk" or "powersgd": fewer bytes on the wire,
+            see docs/data_parallel.md; None sends gradients as they are.
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
-        ArgumentError: bucket_bytes is not positive.
+        ArgumentError: bucket_bytes is not positive, or compression is not one of these.
         UnsupportedError: a parameter is not in CPU memory.
     """
 
@@ -55,6 +58,8 @@ class DataParallel(nn.Module):
         bucket_bytes: int = 25 << 20,
         algorithm: str | None = None,
         checksums: int | None = None,
+        *,
+        compression: str | Factory | None = None,
     ):
         super().__init__()
         check_same_model(module, comm)
@@ -65,6 +70,7 @@ class DataParallel(nn.Module):
             bucket_bytes=bucket_bytes,
             op="avg",
             algorithm=algorithm,
+            compression=compression,
         )
         copy_from_rank_0(module, comm)
         self._checksums = Checksums(module, comm, checksums)

@@ -12,6 +12,7 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.compression import Factory
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
@@ -49,6 +50,8 @@ class DataParallelTrainer(Trainer):
         algorithm: of all_reduce; None lets pycomm choose.
         checksums: after every so many updates, compare the parameters of all ranks (`step` and
             `fit` raise DivergedError if they differ); 0 does not, None is PYCOMM_CHECKSUMS, or 0.
+        compression: "bf16", "fp16", "int8", "fp8", "topk" or "powersgd": fewer bytes on the wire,
+            see docs/data_parallel.md; None sends gradients as they are, with the bits above.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -67,6 +70,8 @@ class DataParallelTrainer(Trainer):
         weight: Weight | None = None,
         algorithm: str | None = None,
         checksums: int | None = None,
+        *,
+        compression: str | Factory | None = None,
     ):
         check_same_model(module, comm)
         copy_from_rank_0(module, comm)
@@ -85,6 +90,7 @@ class DataParallelTrainer(Trainer):
             bucket_bytes=BUCKET_BYTES,
             op="sum",
             algorithm=algorithm,
+            compression=compression,
         )
         self._checksums = Checksums(module, comm, checksums)
         self._unit = 0.0  # k · W(1)
