@@ -13,6 +13,7 @@ from pycomm.errors import ArgumentError
 from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
@@ -93,6 +94,8 @@ class DataParallelTrainer(Trainer):
             compression=compression,
         )
         self._checksums = Checksums(module, comm, checksums)
+        self._together = needs_every_rank(module)
+        self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
 
@@ -116,11 +119,15 @@ class DataParallelTrainer(Trainer):
         if self._pending == 0:
             self._unit, self._total = group * total, 0.0
         self._total += total
+        if self._together and self._no_samples is None:
+            self._no_samples = empty_inputs(inputs, self.comm)
         value = 0.0
         if weight:
             loss = self.loss_fn(self.module(inputs), targets)
             (loss * (weight / self._unit)).backward()
             value = loss.item() * weight
+        elif self._together:
+            run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
         samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
