@@ -37,7 +37,7 @@ class TopK(Compression):
         flat: torch.Tensor,
         views: Sequence[torch.Tensor],
         op: str,
-        ratio: float = 0.01,
+        ratio: float = 0.05,
     ):
         super().__init__(comm, flat, views, op)
         if not 0 < ratio <= 1:
