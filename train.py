@@ -11,6 +11,7 @@ import click
 import torch
 
 import pycomm
+from pycomm.parallel.compression import METHODS
 from pycomm.parallel.placement import default_device
 from pycomm.trainers.batches import Plan
 from pycomm.trainers.precision import PRECISIONS
@@ -52,6 +53,9 @@ WARMUP = "Steps in which the learning rate rises to --lr."
 CLIP = "Largest norm of the gradient of all parameters.  [default: no clipping]"
 CHECK_FINITE = "Look at every gradient; name rank and parameter of one that is not finite."
 DETERMINISTIC = "The same bits on every run: refuse torch's operations that may give others."
+COMPRESSION = (
+    f"Data parallel: fewer bytes between ranks: {', '.join(METHODS)}; topk:RATIO, powersgd:RANK."
+)
 POSITIVE = click.IntRange(min=1)
 FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
@@ -78,6 +82,7 @@ FITTING = "[default: fits the data]"
 @click.option(
     "--accumulate", type=POSITIVE, help="Data parallel: batches per update.  [default: 1]"
 )
+@click.option("--compression", metavar="NAME", help=COMPRESSION)
 @click.option(
     "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 4]"
 )
@@ -140,12 +145,16 @@ def build_trainer(
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
+        if options["compression"]:
+            raise pycomm.ArgumentError("--compression is for data parallel")
         return pycomm.ModelParallelTrainer(
             *parts, microbatches=options["microbatches"] or 4, **both
         )
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1, **both)
+    return pycomm.DataParallelTrainer(
+        *parts, options["accumulate"] or 1, compression=options["compression"], **both
+    )
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

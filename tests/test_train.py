@@ -46,6 +46,17 @@ def test_the_defaults_read_the_digits(ranks, parallel):
 
 
 @pytest.mark.mpirun
+def test_compression_sends_fewer_bytes():
+    def megabytes(*options):
+        common = ["train.py", "--batch-size", "300", "--epochs", "2"]
+        result = mpirun(2, *common, *options, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return float(re.search(r"│\s+0 │.*│\s+([\d.]+) │", result.stdout)[1])
+
+    assert megabytes("--compression", "int8") < 0.27 * megabytes()
+
+
+@pytest.mark.mpirun
 @pytest.mark.parametrize("parallel", ["data", "model"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, parallel):
     def run(name, steps):
@@ -122,6 +133,8 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
         ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
+        ("--compression zip", r"compression='zip' does not exist: choose from 'bf16'"),
+        ("--compression bf16 --parallel model", r"--compression is for data parallel"),
     ],
 )
 def test_mistakes_are_told_in_one_message(options, message):

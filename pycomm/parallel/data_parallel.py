@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.compression import Factory
 from pycomm.parallel.reducer import Reducer
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.parallel.sparse import sparse_parameters
@@ -47,11 +48,13 @@ class DataParallel(nn.Module):
             PYCOMM_CHECKSUMS, or 0.
         check_finite: look at every gradient before it is averaged; `backward` raises
             NonFiniteError on all ranks, naming rank and parameter, if one is not finite.
+        compression: "bf16", "fp16", "int8", "fp8", "topk" or "powersgd": fewer bytes on the wire,
+            see docs/data_parallel.md; None sends gradients as they are.
 
     Raises:
         MismatchError: the ranks' models differ; names the first difference, on every rank.
-        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
-            rank's, or not where others are.
+        ArgumentError: bucket_bytes is not positive, compression does not exist, or a parameter is
+            on another GPU than the rank's, or not where others are.
         UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
@@ -62,7 +65,9 @@ class DataParallel(nn.Module):
         bucket_bytes: int = 25 << 20,
         algorithm: str | None = None,
         checksums: int | None = None,
+        *,
         check_finite: bool = False,
+        compression: str | Factory | None = None,
     ):
         super().__init__()
         check_same_model(module, comm)
@@ -76,6 +81,7 @@ class DataParallel(nn.Module):
             algorithm=algorithm,
             at_end=_weakly(self, DataParallel._finish_backward),
             check_finite=check_finite,
+            compression=compression,
         )
         self._reducer.synchronizing_now = True
         copy_from_rank_0(module, comm)

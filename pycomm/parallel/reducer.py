@@ -23,6 +23,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
+from pycomm.parallel.compression import Compression, Factory, find_factory
 from pycomm.parallel.finite import is_finite, raise_if_any
 from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
@@ -49,6 +50,7 @@ class Reducer:
         at_end: called when a backward pass that synchronizes has computed all gradients; then no
             `synchronizing` is needed around it.
         check_finite: look at every gradient before it is reduced.
+        compression: reduces buckets in place of all_reduce, after backward; see `compression.find`.
 
     Attributes:
         unused: names of the parameters that no rank's last group of backward passes reached.
@@ -56,8 +58,8 @@ class Reducer:
             there, 0…1; never anything of a single bucket.
 
     Raises:
-        ArgumentError: bucket_bytes is not positive, or a parameter is on another GPU than the
-            rank's, or not where others are.
+        ArgumentError: bucket_bytes is not positive, compression does not exist, or a parameter is
+            on another GPU than the rank's, or not where others are.
         UnsupportedError: a parameter is neither in CPU memory nor on a GPU.
     """
 
@@ -72,6 +74,7 @@ class Reducer:
         algorithm: str | None,
         at_end: Callable[[], None] | None = None,
         check_finite: bool = False,
+        compression: str | Factory | None = None,
     ):
         if bucket_bytes <= 0:
             raise ArgumentError(f"bucket_bytes={bucket_bytes} must be positive (rank {comm.rank})")
@@ -86,7 +89,8 @@ class Reducer:
         self._sparse = [SparseGradient(n, p, comm, op) for n, p in trainable if n in sparse]
         self._parameters = [(name, p) for name, p in trainable if name not in sparse]
         self._order: list[int] = []
-        self._ordered = False
+        self._compression = find_factory(compression, algorithm)
+        self._ordered = self._compression is not None
         self.synchronizing_now = False
         self._pass = -1
         self._allocate(list(reversed(range(len(self._parameters)))))
@@ -129,10 +133,10 @@ class Reducer:
         if self._check_finite:
             self._raise_not_finite()
         self._keep_used()
-        for bucket, work in zip(self.buckets, self._works):
+        for work in self._works:
             work.wait()
-            if scale != 1.0:
-                bucket.flat.mul_(scale)
+        if scale != 1.0 and self.buckets:
+            torch._foreach_mul_([bucket.flat for bucket in self.buckets], scale)
         self.unused += [g.name for g in self._sparse if not g.reduce(scale)]
         nbytes = sum(bucket.flat.nbytes for bucket in self.buckets)
         self.hidden = sum(b.flat.nbytes for b in self.buckets[: self._early]) / (nbytes or 1)
@@ -160,8 +164,11 @@ class Reducer:
         bucket = self.buckets[self._next]
         for slot in bucket.slots:
             slot.fill()
+        if self._compressed:
+            self._compressed[self._next].reduce()
+        else:
+            self._works.append(self._all_reduce(bucket))
         self._next += 1
-        self._works.append(self._all_reduce(bucket))
 
     def _all_reduce(self, bucket: Bucket) -> Work:
         return self.comm.all_reduce(
@@ -175,11 +182,19 @@ class Reducer:
         plan = plan_buckets(sizes, self._bucket_bytes, order)
         members = ([self._parameters[i] for i in indices] for indices in plan)
         self.buckets = [Bucket.of(of, self.comm, self._device) for of in members]
+        self._compressed = self._compressions()
         self._plan = plan
         self._home: dict[int, tuple[int, Slot]] = {}
         for number, (indices, bucket) in enumerate(zip(plan, self.buckets)):
             self._home.update({i: (number, s) for i, s in zip(indices, bucket.slots)})
         self._reset()
+
+    def _compressions(self) -> list[Compression]:
+        make = self._compression
+        if make is None:
+            return []
+        flats = [(b.flat, [slot.view for slot in b.slots]) for b in self.buckets]
+        return [make(self.comm, flat, views, self.op) for flat, views in flats]
 
     def _reset(self) -> None:
         self._missing = [set(indices) for indices in self._plan]
@@ -231,7 +246,7 @@ class Reducer:
         slot.collect()
         if self._check_finite and not is_finite(slot.view):
             self._not_finite.add(slot.name)
-        if not self.synchronizing_now:
+        if not self.synchronizing_now or self._compressed:
             return
         while self._early < self._next and self._works[self._early].done():
             self._early += 1

@@ -13,10 +13,13 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, RankFailedError, UnsupportedError
 from pycomm.parallel.checksums import Checksums
+from pycomm.parallel.compression import Factory
+from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.reducer import Reducer
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, tensors
 from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.sync_batch_norm import convert
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
@@ -62,6 +65,8 @@ class DataParallelTrainer(Trainer):
         check_finite: look at every gradient of every rank; `step` and `fit` raise NonFiniteError
             on all ranks, naming rank and parameter, if one is not finite.
         bucket_bytes: gradients are reduced in buckets of at most this size.
+        compression: "bf16", "fp16", "int8", "fp8", "topk" or "powersgd": fewer bytes on the wire,
+            see docs/data_parallel.md; None sends gradients as they are, with the bits above.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -80,11 +85,13 @@ class DataParallelTrainer(Trainer):
         weight: Weight | None = None,
         algorithm: str | None = None,
         checksums: int | None = None,
+        *,
         device: str | torch.device | None = None,
         precision: str = "fp32",
         rates: Rates | None = None,
         check_finite: bool = False,
         bucket_bytes: int = 25 << 20,
+        compression: str | Factory | None = None,
     ):
         place_here = place(module, comm, device)
         move(module, comm, place_here)
@@ -103,13 +110,21 @@ class DataParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
+        if compression is not None and precision == "fp16":
+            raise ArgumentError(
+                f"compression={compression!r} with precision='fp16': what is left over would have "
+                "another loss scale; use precision='bf16'"
+            )
         self._how: dict[str, Any] = {
             "bucket_bytes": bucket_bytes,
             "algorithm": algorithm,
             "check_finite": check_finite,
+            "compression": compression,
         }
         self._checksums_every = checksums
         self._connect()
+        self._together = needs_every_rank(module)
+        self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
 
@@ -135,6 +150,8 @@ class DataParallelTrainer(Trainer):
         except UnsupportedError:
             raise error from None
         self.meter.comm, self._pending = self.comm, 0
+        if self._together:
+            convert(self.module, self.comm)
         self._connect()
         steps = self.comm.all_gather_object(self.progress.step)
         if len(set(steps)) > 1:
@@ -174,6 +191,8 @@ class DataParallelTrainer(Trainer):
         if self._pending == 0:
             self._unit, self._total = group * total, 0.0
         self._total += total
+        if self._together and self._no_samples is None:
+            self._no_samples = empty_inputs(inputs, self.comm)
         value = 0.0
         last = self._pending + 1 == group
         if weight:
@@ -183,6 +202,9 @@ class DataParallelTrainer(Trainer):
             with self._reducer.synchronizing(last):
                 (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
+        elif self._together:
+            with self._reducer.synchronizing(last):
+                run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
         if last:
             self._reducer.start_all()
         samples = batches.count_samples(inputs)

@@ -104,7 +104,9 @@ def test_gradients_that_are_not_finite_are_named_on_all_ranks(comm, kind: str) -
     assert all(torch.equal(before[n], p) for n, p in named(comm, trainer.module).items())
 
 
-def test_finite_gradients_with_a_loss_scale(comm) -> None:
+def test_what_a_loss_scale_excludes(comm) -> None:
+    with pytest.raises(ArgumentError, match="compression='bf16' with precision='fp16'"):
+        make(comm, "data", compression="bf16", precision="fp16")
     with pytest.raises(ArgumentError, match="check_finite=True with precision='fp16'"):
         make(comm, "data", check_finite=True, precision="fp16")
 
