@@ -20,6 +20,7 @@ from pycomm.shapes import checked_bytes, checked_shape
 from pycomm.transport.base import Transport
 from pycomm.transport.mpi import MpiWire, import_mpi
 from pycomm.transport.shm import NeverQuick
+from pycomm.transport.views import mates_views
 from pycomm.world import World
 
 
@@ -119,6 +120,30 @@ class Communicator(Collectives, Messages):
         nbytes = math.prod(shape) * resolved.itemsize
         memory = _native.SharedMemory(nbytes) if self._links.shared else None
         return arrays.empty(shape, resolved, arrays.is_torch_dtype(dtype), memory).owner
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks are on one host and see each other's symmetric buffers."""
+        return self._links.memory is not None
+
+    def views(self, x: Any) -> list[Any]:
+        """Return the symmetric buffers that all ranks pass, as arrays here; collective.
+
+        What one rank writes, others read after the next collective of both. A buffer belongs to its
+        rank: when that drops it, what views of it hold is undefined.
+
+        Args:
+            x: from `empty`, in host memory, or a contiguous part of one; of any shape and dtype.
+
+        Returns:
+            One array a rank, as that passed it, `x` itself for this one; NumPy's or torch's as `x`.
+
+        Raises:
+            ArgumentError: a rank's is no symmetric buffer; raised on every rank.
+            UnsupportedError: the ranks share no memory: they are on several hosts, or it is off.
+        """
+        self._collectives.check_open()
+        return mates_views(x, self.rank, self._links.memory is not None, self.all_gather_object)
 
     @property
     def local(self) -> Communicator:
