@@ -18,7 +18,7 @@ from pycomm.parallel.replicate import check_equal, on_every_rank, raise_together
 from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import Checkpoint, check_writable, exists, save
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
-from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
+from pycomm.trainers.named_state import random_state, restore_random
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.report import Log, Meter, print_rows
 from pycomm.trainers.threads import share_cores
@@ -78,8 +78,8 @@ class Trainer(ABC):
         """Add the gradient of one of the `group` global batches of a step; return its loss."""
 
     @abstractmethod
-    def _finish_gradients(self) -> None:
-        """Make `p.grad` the gradient of the step's mean loss, clipped."""
+    def _apply_gradients(self) -> None:
+        """Update the parameters with the gradient of the step's mean loss, clipped."""
 
     @abstractmethod
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
@@ -88,6 +88,10 @@ class Trainer(ABC):
     @abstractmethod
     def _part(self) -> dict[str, Any] | None:
         """Return what this rank writes into a checkpoint, see `checkpoint.save`."""
+
+    @abstractmethod
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Give the optimizer its saved state, by full names and perhaps of more parameters."""
 
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
@@ -100,7 +104,8 @@ class Trainer(ABC):
     def step(self, inputs: Any, targets: Any) -> float:
         """Train on one global batch; update on every `accumulate`-th call.
 
-        Until the next call `p.grad` stays what it was for the update.
+        Until the next call `p.grad` stays what it was for the update, or, if the optimizer's state
+        is sharded, this rank's part of it.
 
         Args:
             inputs, targets: this rank's share; the trainer says who may pass None.
@@ -238,7 +243,7 @@ class Trainer(ABC):
         saved = self._read(directory)  # nobody changes before everybody has read
         state, random = saved["part"], saved["random"]
         self.module.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, self.module, state["optimizer"])
+        self._restore(state["optimizer"])
         self.progress, self._pending = Progress(**saved["progress"]), 0
         if random is not None:
             restore_random(random)
@@ -269,9 +274,7 @@ class Trainer(ABC):
 
     def update(self, loss: float) -> None:
         """Update the parameters with the gradients added so far; `loss` is the step's mean."""
-        self._finish_gradients()
-        if self.optimizer is not None:
-            self.optimizer.step()
+        self._apply_gradients()
         self._pending = 0
         self.progress.step += 1
         self.progress.loss = loss

@@ -6,17 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.bucket import GradientBuckets
 from pycomm.parallel.checksums import Checksums
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
+from pycomm.parallel.sharded_update import make_update
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.named_state import describe, optimizer_state
+from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
 
 if TYPE_CHECKING:
@@ -49,6 +48,10 @@ class DataParallelTrainer(Trainer):
         algorithm: of all_reduce; None lets pycomm choose.
         checksums: after every so many updates, compare the parameters of all ranks (`step` and
             `fit` raise DivergedError if they differ); 0 does not, None is PYCOMM_CHECKSUMS, or 0.
+        shard: whether the ranks divide the optimizer's state, see ShardedUpdate: then `p.grad` is
+            this rank's own part of the gradient. None: where reduce, update and publish are one
+            pass, that is with SGD, Adam or AdamW on CPU ranks that share memory; False: never.
+        share: whether the ranks, all of one host, also share one copy of the parameters.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -67,7 +70,11 @@ class DataParallelTrainer(Trainer):
         weight: Weight | None = None,
         algorithm: str | None = None,
         checksums: int | None = None,
+        *,
+        shard: bool | None = None,
+        share: bool = False,
     ):
+        check_equal(comm, "shard and share", (shard, share))
         check_same_model(module, comm)
         copy_from_rank_0(module, comm)
         super().__init__(
@@ -79,11 +86,13 @@ class DataParallelTrainer(Trainer):
             clip_norm=clip_norm,
             weight=weight,
         )
-        self._buckets = GradientBuckets(
-            module.named_parameters(),
+        self._way = make_update(
+            self.optimizer,
+            module,
             comm,
+            shard=shard,
+            share=share,
             bucket_bytes=BUCKET_BYTES,
-            op="sum",
             algorithm=algorithm,
         )
         self._checksums = Checksums(module, comm, checksums)
@@ -111,6 +120,7 @@ class DataParallelTrainer(Trainer):
             self._unit, self._total = group * total, 0.0
         self._total += total
         value = 0.0
+        self._way.expect(self._pending + 1 == group)
         if weight:
             loss = self.loss_fn(self.module(inputs), targets)
             (loss * (weight / self._unit)).backward()
@@ -118,10 +128,8 @@ class DataParallelTrainer(Trainer):
         samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
-    def _finish_gradients(self) -> None:
-        self._buckets.reduce(self._unit / self._total)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+    def _apply_gradients(self) -> None:
+        self._way.step(self._unit / self._total, self.clip_norm)
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         if inputs is None:
@@ -130,10 +138,13 @@ class DataParallelTrainer(Trainer):
         return batch_sums(self.module(inputs), targets, self.loss_fn, weight, metrics)
 
     def _part(self) -> dict[str, Any] | None:
+        state = self._way.state()
         if self.comm.rank != 0:
             return None
-        state = optimizer_state(self.optimizer, self.module)
         return {"model": self.module.state_dict(), "optimizer": state}
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self._way.restore(saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return describe(self.module)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
 from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
 from pycomm.parallel.pipeline import Stage
 from pycomm.parallel.replicate import check_equal, check_same_model, tensors
@@ -20,7 +21,7 @@ from pycomm.parallel.schedule import Action, Forward, find_schedule
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.named_state import describe, optimizer_state
+from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
 
 if TYPE_CHECKING:
@@ -133,18 +134,25 @@ class ModelParallelTrainer(Trainer):
         self._stage.run(forwards, batch.inputs, collect)
         return sums
 
-    def _finish_gradients(self) -> None:
-        if self.clip_norm is None:
-            return
+    def _apply_gradients(self) -> None:
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def _clip(self, clip_norm: float) -> None:
         parameters = list(self.module.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         square = self.comm.all_reduce(np.array([float(norm) ** 2]))
         whole = torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, whole)
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, whole)
 
     def _part(self) -> dict[str, Any] | None:
         state = optimizer_state(self.optimizer, self.module)
         return {"model": self.module.state_dict(), "optimizer": state}
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        restore_optimizer(self.optimizer, self.module, saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return self._whole

@@ -1,0 +1,168 @@
+"""ShardedUpdate: the step of an optimizer whose state, and perhaps parameters, ranks divide."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.flat_parameters import FlatParameters
+from pycomm.parallel.fused_update import FusedUpdate
+from pycomm.parallel.rules import is_elementwise, rule_of
+from pycomm.parallel.scattered_update import ScatteredUpdate
+from pycomm.parallel.sharded_state import ShardedState
+from pycomm.parallel.whole_update import WholeUpdate
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+_logger = logging.getLogger(__name__)
+
+
+class Update(Protocol):
+    """How the gradients of all ranks become new parameters on all ranks."""
+
+    def expect(self, last: bool) -> None:
+        """Say whether the next backward pass is the last before `step`, which may begin in it."""
+
+    def step(self, scale: float, clip_norm: float | None) -> float | None:
+        """Update with the sum of gradients times `scale`; return the norm if it clips."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the optimizer's state by full names on rank 0, perhaps elsewhere; collective."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take what `state` returned on any number of ranks."""
+
+
+class ShardedUpdate:
+    """An optimizer whose state is divided among the ranks (ZeRO-1, arXiv:1910.02054).
+
+    Each rank owns a part of every parameter and keeps the optimizer's state for that part alone.
+    SGD, Adam and AdamW on CPU ranks that share memory reduce, update and publish in one pass,
+    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate.
+
+    The optimizer stays the same object, but its groups hold this rank's parts of the parameters.
+    `p.grad` stays this rank's own gradient. The parameters' data lie in symmetric buffers.
+
+    Args:
+        optimizer: an elementwise one of the parameters.
+        parameters: (name, parameter) pairs, those that are trained.
+        comm: the ranks.
+        share: whether all ranks, of one host, share one copy of the parameters; what one writes
+            to them all see.
+
+    Raises:
+        UnsupportedError: `share` on ranks that share no memory.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[tuple[str, nn.Parameter]],
+        comm: Communicator,
+        *,
+        share: bool = False,
+    ):
+        rule = rule_of(optimizer) if can_fuse(optimizer, parameters, comm) else None
+        self._comm = comm
+        self.parameters = FlatParameters(parameters, comm, share=share)
+        self._state = ShardedState(optimizer, self.parameters)
+        self.fused = rule is not None
+        self._way: FusedUpdate | ScatteredUpdate
+        if rule is not None:
+            self._way = FusedUpdate(optimizer, rule, self.parameters, self._state.groups, comm)
+        else:
+            self._way = ScatteredUpdate(optimizer, self.parameters, comm)
+
+    def expect(self, last: bool) -> None:
+        """Say whether gradients are final once the next backward pass has added to them."""
+        if isinstance(self._way, FusedUpdate):
+            self._way.expect(last)
+
+    def step(self, scale: float = 1.0, clip_norm: float | None = None) -> float | None:
+        """Update with the sum of all ranks' gradients times `scale`; return the norm if it clips.
+
+        The norm is that of the scaled sum. Every rank must call this.
+
+        Raises:
+            UnsupportedError: a parameter was moved or converted, or its gradient is sparse.
+        """
+        return self._way.step(scale, clip_norm)
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the whole state by full names on rank 0, None elsewhere; collective."""
+        return self._state.gather(self._comm)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take this rank's part of what `state` returned, on any number of ranks."""
+        self._state.restore(saved)
+
+
+def can_fuse(
+    optimizer: torch.optim.Optimizer | None,
+    parameters: list[tuple[str, nn.Parameter]],
+    comm: Communicator,
+) -> bool:
+    """Say whether reduce, update and publish can be one pass."""
+    together = comm.size == 1 or comm.shares_memory
+    floats = all(p.dtype.is_floating_point and p.dtype.itemsize > 1 for _, p in parameters)
+    host = all(p.device.type == "cpu" for _, p in parameters)
+    fits = optimizer is not None and rule_of(optimizer) is not None
+    return together and floats and host and fits
+
+
+def make_update(
+    optimizer: torch.optim.Optimizer | None,
+    module: nn.Module,
+    comm: Communicator,
+    *,
+    shard: bool | None,
+    share: bool,
+    bucket_bytes: int,
+    algorithm: str | None,
+) -> Update:
+    """Return how a module's parameters are updated.
+
+    Args:
+        optimizer: of its parameters; None if it has none.
+        shard: whether ranks divide the optimizer's state; None: where that takes one pass.
+        share: whether ranks share one copy of the parameters.
+        bucket_bytes, algorithm: of all_reduce, where it is needed.
+
+    Raises:
+        ArgumentError: `share` with `shard=False`.
+        UnsupportedError: `share` on ranks that share no memory, or with an optimizer that cannot
+            be given parts of parameters.
+    """
+    if share and shard is False:
+        raise ArgumentError(f"rank {comm.rank}: share=True needs shards: leave out shard=False")
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    divisible = optimizer is not None and _is_divisible(optimizer, trained)
+    if share and not divisible:
+        raise UnsupportedError(
+            f"rank {comm.rank}: share=True needs an optimizer that updates each element on its "
+            f"own, {type(optimizer).__name__} may not: pass share=False"
+        )
+    if shard and not divisible and comm.rank == 0:
+        kind = type(optimizer).__name__
+        _logger.warning("%s is not sharded: every rank updates everything", kind)
+    unasked = shard is None and algorithm is None and can_fuse(optimizer, trained, comm)
+    if optimizer is not None and divisible and (share or shard or unasked):
+        return ShardedUpdate(optimizer, trained, comm, share=share)
+    return WholeUpdate(optimizer, module, comm, bucket_bytes=bucket_bytes, algorithm=algorithm)
+
+
+def _is_divisible(
+    optimizer: torch.optim.Optimizer, trained: list[tuple[str, nn.Parameter]]
+) -> bool:
+    known = {id(p) for _, p in trained}
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    return (
+        is_elementwise(optimizer)
+        and bool(trained)
+        and all(id(p) in known or not p.requires_grad for p in members)
+    )
