@@ -37,7 +37,7 @@ def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
 def rule_of(optimizer: torch.optim.Optimizer) -> int | None:
     """Return the rule of kernels.update that does what an optimizer does, or None."""
     rule = _RULES.get(type(optimizer))
-    fits = all(_fits(group) for group in optimizer.param_groups)
+    fits = rule is not None and all(_fits(group) for group in optimizer.param_groups)
     return rule if fits else None
 
 
