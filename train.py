@@ -54,6 +54,12 @@ FITTING = "[default: fits the data]"
 @click.option(
     "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 4]"
 )
+@click.option(
+    "--shard/--no-shard",
+    default=None,
+    help="Data parallel: ranks divide the optimizer's state.  [default: where that is faster]",
+)
+@click.option("--share", is_flag=True, help="Data parallel: one copy of the parameters for a host.")
 @click.option("--checkpoint", type=FOLDER, help="Save here, and resume from what is here.")
 @click.option("--metrics", type=FILE, help="JSON Lines: step, loss, samples_per_s.")
 def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None:
@@ -93,10 +99,17 @@ def build_trainer(
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
+        if options["shard"] is not None or options["share"]:
+            raise pycomm.ArgumentError("--shard and --share are for data parallel")
         return pycomm.ModelParallelTrainer(*parts, microbatches=options["microbatches"] or 4)
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(*parts, accumulate=options["accumulate"] or 1)
+    return pycomm.DataParallelTrainer(
+        *parts,
+        accumulate=options["accumulate"] or 1,
+        shard=options["shard"],
+        share=options["share"],
+    )
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

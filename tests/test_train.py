@@ -100,6 +100,8 @@ def test_more_parts_than_layers_end_all_ranks():
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
+        ("--parallel model --share", r"--shard and --share are for data parallel"),
+        ("--share --no-shard", r"leave out shard=False"),
     ],
 )
 def test_mistakes_are_told_in_one_message(options, message):

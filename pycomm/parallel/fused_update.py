@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -136,6 +136,9 @@ class _Table:
         self.blocks = [-(-row.count // update.NORM_BLOCK) for row in self.rows]
         self.squares = np.empty(sum(self.blocks), np.float64)
         self._active: list[int] = []
+        self._first = [False] * len(self.rows)
+        self.steps = torch.zeros(len(self.rows))
+        self._step_of = self.steps.unbind()  # what torch keeps for each parameter
 
     def begin(self, own: dict[int, int], somewhere: set[int]) -> None:
         """Take in where this rank's gradients lie, and which parameters have one anywhere."""
@@ -165,56 +168,59 @@ class _Table:
         if not active:
             return
         table = self.table[active]
-        kinds: dict[tuple[int, float], int] = {}
-        for line, i in zip(table, active):
-            row = self.rows[i]
-            if row.group is not None:
-                self._prepare(line, row, row.group, kinds)
+        table[:, self._states : self._states + 3], rows = self._states_and_settings(active)
         gradients = len(self.gradients)
         if self._reduced:
             flat = self.gradients[self.rank].data_ptr()
             table = table[:, gradients - 1 :].copy()
             table[:, 0] = [flat + self.rows[i].piece.at * self._item for i in active]
             gradients = 1
-        groups = self.optimizer.param_groups
-        lines = [settings(type(self.optimizer), groups[group], step) for group, step in kinds]
-        rows = np.array(lines, np.float64)
         _native.update(self.rule, table, rows, self.code, gradients, scale, self._touched)
 
-    def _prepare(
-        self, line: np.ndarray, row: _Row, group: int, kinds: dict[tuple[int, float], int]
-    ) -> None:
-        """Fill in addresses of a piece's state, made if need be, and the number of its settings."""
-        state = self.optimizer.state[row.piece.parameter]
-        step = row.advance(self.rule, self.optimizer.param_groups[group], state)
-        for k, name in enumerate(update.STATES[self.rule]):
-            value = state.get(name)
-            line[self._states + k] = 0 if value is None else value.data_ptr()
-        line[self._states + 2] = kinds.setdefault((group, step), len(kinds))
+    def _states_and_settings(self, active: list[int]) -> tuple[list[list[int]], np.ndarray]:
+        """Return for each piece the addresses of its state and a number, and rows of settings."""
+        addresses = [self._state_of(i) for i in active]
+        steps = self._advance(active)
+        kinds: dict[tuple[int | None, float], int] = {}
+        numbers = [
+            kinds.setdefault((self.rows[i].group, step), len(kinds))
+            for i, step in zip(active, steps)
+        ]
+        kind, groups = type(self.optimizer), self.optimizer.param_groups
+        rows = [settings(kind, groups[group or 0], step) for group, step in kinds]
+        return [[*a, n] for a, n in zip(addresses, numbers)], np.array(rows, np.float64)
+
+    def _state_of(self, i: int) -> list[int]:
+        """Return the addresses of a piece's state, which is made where there is none."""
+        row = self.rows[i]
+        group, own = self.optimizer.param_groups[row.group or 0], row.piece.parameter
+        if self.rule == update.SGD and group["momentum"] == 0:
+            return [0, 0]
+        state = self.optimizer.state[own]
+        names = update.STATES[self.rule]
+        self._first[i] = state.get(names[0]) is None
+        for name in names:
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(own.detach())
+        if self.rule == update.ADAM and state.get("step") is not self._step_of[i]:
+            self.steps[i] = float(state.get("step", 0.0))
+            state["step"] = self._step_of[i]
+        return [*(state[name].data_ptr() for name in names), 0][:2]
+
+    def _advance(self, active: list[int]) -> list[float]:
+        """Return the number of each piece's step; SGD only tells the first from others."""
+        if self.rule == update.SGD:
+            return [1.0 if self._first[i] else 2.0 for i in active]
+        self.steps[active] += 1
+        return self.steps[active].tolist()
 
 
 class _Row:
-    """A piece, the number of its group, and its state by torch's names."""
+    """A piece, and the number of its group."""
 
     def __init__(self, piece: OwnPiece, group: int | None):
         self.piece, self.group = piece, group
         self.count = piece.end - piece.begin
-
-    def advance(self, rule: int, group: dict[str, Any], state: dict[str, Any]) -> float:
-        """Return the number of the step that comes; SGD only tells the first from others."""
-        if rule == update.SGD:
-            if group["momentum"] == 0:
-                return 2
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(self.piece.parameter.detach())
-                return 1
-            return 2
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(self.piece.parameter.detach())
-            state["exp_avg_sq"] = torch.zeros_like(self.piece.parameter.detach())
-        state["step"] += 1
-        return float(state["step"])
 
 
 def _mine_first(comm: Communicator, flat: torch.Tensor) -> list[torch.Tensor]:

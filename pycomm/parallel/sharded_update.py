@@ -53,7 +53,7 @@ class ShardedUpdate:
         parameters: (name, parameter) pairs, those that are trained.
         comm: the ranks.
         share: whether all ranks, of one host, share one copy of the parameters; what one writes
-            to them all see.
+            to them all see. It is rank 0's, who must keep them as long as others use them.
 
     Raises:
         UnsupportedError: `share` on ranks that share no memory.

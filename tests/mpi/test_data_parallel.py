@@ -98,8 +98,8 @@ def test_same_bits_as_one_process(
     )
     assert losses == expected
     assert_same_bits(trainer.module, reference)
-    assert len(set(comm.all_gather_object(tuple(losses)))) == 1
     assert trainer.progress.step == len(groups)
+    assert len(set(comm.all_gather_object(tuple(losses)))) == 1
 
 
 def test_fit_takes_contiguous_shares_of_global_batches(comm) -> None:

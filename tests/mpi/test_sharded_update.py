@@ -242,6 +242,7 @@ def test_checkpoints_fit_any_way(comm, tmp_path, way, optimizer, monkeypatch) ->
         second.load(folder)
         train(comm, second, range(3, 5))
         assert_same_bits(first.module, second.module)
+    comm.barrier()  # rank 0 keeps the shared copy for the others
 
 
 def test_checkpoints_fit_any_number_of_ranks(comm, tmp_path, monkeypatch) -> None:
@@ -268,3 +269,14 @@ def test_checkpoints_fit_any_number_of_ranks(comm, tmp_path, monkeypatch) -> Non
     step(many, 5)
     step(again, 5)
     assert_same_bits(again.module, many.module)
+
+
+def test_a_copy_that_diverged_is_healed(comm) -> None:
+    model = nn.Linear(300, 200)
+    trainer = pycomm.DataParallelTrainer(model, sgd, mse_loss, comm, shard=True)
+    with torch.no_grad():
+        model.weight += comm.rank
+    trainer.step(torch.zeros(1, 300), torch.zeros(1, 200))
+    if shares(comm):
+        weights = comm.all_gather_object(model.weight.detach())
+        assert all(torch.equal(w, weights[0]) for w in weights)
