@@ -15,15 +15,13 @@ using Table = nb::ndarray<const uint64_t, nb::ndim<2>, nb::c_contig, nb::device:
 using Rows = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 constexpr size_t kColumns = 5;
 
-void stream(char* to, const char* from, size_t bytes) { shm::CopyOut(true)(to, from, bytes); }
-
 cpu::Pass pass_of(const Table& table, int dtype, int gradients, double scale, size_t touched) {
   const int parameters = int(table.shape(1)) - gradients - int(kColumns);
   if (dtype < 0 || dtype > 16 || !cpu::update_loops(dtype).scale)
     throw std::invalid_argument("there are no updates of this dtype");
   if (gradients < 1 || parameters < 1)
     throw std::invalid_argument("a piece needs a gradient and a parameter");
-  return {dtype, gradients, parameters, scale, touched >= shm::cache_bytes() ? stream : shm::copy};
+  return {dtype, gradients, parameters, scale, touched >= shm::cache_bytes()};
 }
 
 cpu::Piece piece_of(const uint64_t* row, const cpu::Pass& pass, const Rows* settings) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "cpu/reduce.h"
@@ -9,7 +11,7 @@
 namespace pycomm::cpu {
 namespace {
 
-constexpr size_t kBlockBytes = 4096;  // gradients, parameters and state of a block stay in a cache
+constexpr size_t kBlockBytes = 2048;  // gradients, parameters and state of a block stay in a cache
 constexpr int kSum = 0;
 
 template <class T>
@@ -63,6 +65,8 @@ void update_block(Rule rule, const Piece& piece, const UpdateLoops& loops, const
                      *reinterpret_cast<const Adam*>(piece.settings));
 }
 
+void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
 void prefetch(const void* memory, size_t bytes) {
   constexpr size_t kLine = 64;
   for (size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(offset(memory, i));
@@ -83,6 +87,7 @@ void update(Rule rule, const Piece& piece, const Pass& pass) {
   const UpdateLoops& loops = update_loops(pass.dtype);
   const size_t item = item_bytes(pass.dtype), block = kBlockBytes / item;
   Sum gradients(piece, pass);
+  const auto publish = pass.past_caches ? loops.stream : copy;
   const size_t body = piece.count - piece.tail;
   for (size_t i = 0, n; i < piece.count; i += n) {
     const bool tail = i >= body;
@@ -92,10 +97,10 @@ void update(Rule rule, const Piece& piece, const Pass& pass) {
     prefetch_block(piece, pass, (i + n) * item, next * item);
     const void* gradient = gradients.block(at, n, sum.data(), true);
     update_block(rule, piece, loops, gradient, at, n, tail);
-    const auto* updated = static_cast<const char*>(offset(piece.parameters[0], at));
     for (int k = 1; k < pass.parameters; k++)
-      pass.copy(static_cast<char*>(offset(piece.parameters[k], at)), updated, n * item);
+      publish(offset(piece.parameters[k], at), offset(piece.parameters[0], at), n * item);
   }
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // what was streamed comes before all later
 }
 
 void squares(const void* x, size_t count, int dtype, double* out) {

@@ -37,6 +37,7 @@ struct UpdateLoops {
   void (*sgd[2])(void* parameter, const void* gradient, void* momentum, size_t count, const Sgd&);
   void (*adam[2])(void* parameter, const void* gradient, void* mean, void* mean_of_squares,
                   size_t count, const Adam&);
+  void (*stream)(void* to, const void* from, size_t bytes);  // past the caches; a fence must follow
 };
 
 // Null pointers for types other than float16, bfloat16, float32 and float64.
@@ -57,9 +58,9 @@ struct Piece {
 // What all pieces of a call have in common.
 struct Pass {
   int dtype;
-  int gradients, parameters;                               // how many of them
-  double scale;                                            // of the sum of gradients
-  void (*copy)(char* to, const char* from, size_t bytes);  // to all parameters but the first
+  int gradients, parameters;  // how many of them
+  double scale;               // of the sum of gradients
+  bool past_caches = false;   // how all parameters but the first are written
 };
 
 void update(Rule, const Piece&, const Pass&);

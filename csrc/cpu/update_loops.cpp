@@ -1,5 +1,10 @@
 // The loops of update.h, compiled once for each instruction level: PYCOMM_LEVEL names it.
 #include <cmath>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "cpu/denormals.h"
 #include "cpu/elementwise.h"
@@ -159,6 +164,23 @@ struct Update {
   }
 };
 
+// Stores that need not first read the line that they write; a fence must follow.
+void stream(void* to, const void* from, size_t bytes) {
+  auto* target = static_cast<char*>(to);
+  auto* source = static_cast<const char*>(from);
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
+    for (; bytes >= 64; bytes -= 64, target += 64, source += 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
+#elif defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
+    for (; bytes >= 32; bytes -= 32, target += 32, source += 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#endif
+  memcpy(target, source, bytes);
+}
+
 template <DType D>
 constexpr cpu::UpdateLoops loops_of() {
   using U = Update<D>;
@@ -167,7 +189,8 @@ constexpr cpu::UpdateLoops loops_of() {
           U::squares,
           U::finite,
           {U::template sgd<false>, U::template sgd<narrow>},
-          {U::template adam<false>, U::template adam<narrow>}};
+          {U::template adam<false>, U::template adam<narrow>},
+          stream};
 }
 
 constexpr cpu::UpdateLoops kNone{},

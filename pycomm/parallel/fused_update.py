@@ -26,7 +26,7 @@ class FusedUpdate:
 
         every rank copies what others own of its gradients    (n − 1)/n read, (n − 1)/n written
         all ranks say which gradients there are, and so that they are all there
-        for each block of 4 KiB of its own pieces a rank      each 1/n:
+        for each block of 2 KiB of its own pieces a rank      each 1/n:
             adds the n gradients in rank order                n read
             updates state and parameter                       1 + states read and written
             writes the parameter to the other copies          n − 1 written, or none if shared
