@@ -90,6 +90,12 @@ FITTING = "[default: fits the data]"
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
 @click.option("--check-finite", is_flag=True, help=CHECK_FINITE)
 @click.option("--deterministic", is_flag=True, help=DETERMINISTIC)
+@click.option(
+    "--shard/--no-shard",
+    default=None,
+    help="Data parallel: ranks divide the optimizer's state.  [default: where that is faster]",
+)
+@click.option("--share", is_flag=True, help="Data parallel: one copy of the parameters for a host.")
 @click.option("--checkpoint", type=FOLDER, help="Save here, and resume from what is here.")
 @click.option("--checkpoint-every", type=POSITIVE, metavar="STEPS", help=EVERY)
 @click.option("--keep", type=POSITIVE, default=1, help="How many checkpoints stay.")
@@ -145,16 +151,15 @@ def build_trainer(
     if options["parallel"] == "model":
         if options["accumulate"]:
             raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
-        if options["compression"]:
-            raise pycomm.ArgumentError("--compression is for data parallel")
+        if options["compression"] or options["shard"] is not None or options["share"]:
+            raise pycomm.ArgumentError("--compression, --shard and --share are for data parallel")
         return pycomm.ModelParallelTrainer(
             *parts, microbatches=options["microbatches"] or 4, **both
         )
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    return pycomm.DataParallelTrainer(
-        *parts, options["accumulate"] or 1, compression=options["compression"], **both
-    )
+    data_only = {name: options[name] for name in ("compression", "shard", "share")}
+    return pycomm.DataParallelTrainer(*parts, options["accumulate"] or 1, **data_only, **both)
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

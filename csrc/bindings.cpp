@@ -2,6 +2,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <nanobind/stl/tuple.h>
+
 #include "bindings.h"
 #include "call_site.h"
 #include "digest.h"
@@ -33,13 +35,28 @@ struct SharedMemory {
   size_t bytes;
 };
 
+// Memory in a slab of a node-mate: valid as long as the owner keeps its array.
+struct PeerMemory {
+  PeerMemory(int pid, uint32_t serial, int fd, uint64_t nonce, uint64_t offset, size_t bytes)
+      : slab(shm::map_slab(pid, {serial, fd, nonce, offset})),
+        data(slab->data() + offset),
+        bytes(bytes) {
+    if (offset + bytes > slab->bytes()) throw std::invalid_argument("beyond the slab's end");
+  }
+  std::shared_ptr<shm::Segment> slab;
+  void* data;
+  size_t bytes;
+};
+
+template <class Memory>
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
-  auto* memory = nb::inst_ptr<SharedMemory>(nb::handle(self));
+  auto* memory = nb::inst_ptr<Memory>(nb::handle(self));
   return PyBuffer_FillInfo(view, self, memory->data, Py_ssize_t(memory->bytes), 0, flags);
 }
 
-PyType_Slot shared_memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
-                                     {0, nullptr}};
+template <class Memory>
+PyType_Slot buffer_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer<Memory>)},
+                              {0, nullptr}};
 
 void bind_kernels(nb::module_& m) {
   m.def("address", &address, "array"_a);
@@ -81,8 +98,19 @@ void bind_kernels(nb::module_& m) {
 }
 
 void bind_memory(nb::module_& m) {
-  nb::class_<SharedMemory>(m, "SharedMemory", nb::type_slots(shared_memory_slots))
+  nb::class_<SharedMemory>(m, "SharedMemory", nb::type_slots(buffer_slots<SharedMemory>))
       .def(nb::init<size_t>(), "nbytes"_a);
+  nb::class_<PeerMemory>(m, "PeerMemory", nb::type_slots(buffer_slots<PeerMemory>))
+      .def(nb::init<int, uint32_t, int, uint64_t, uint64_t, size_t>(), "pid"_a, "serial"_a, "fd"_a,
+           "nonce"_a, "offset"_a, "nbytes"_a);
+  m.def(
+      "place",
+      [](uintptr_t memory) {
+        const shm::Place p = shm::Slabs::instance().find(at<void>(memory));
+        return std::make_tuple(p.serial, p.fd, p.nonce, p.offset);
+      },
+      "address"_a,
+      "Where a symmetric buffer lies, for PeerMemory elsewhere; serial 0: it is none.");
   m.def("is_symmetric",
         [](uintptr_t memory) { return shm::Slabs::instance().find(at<void>(memory)).serial != 0; });
   m.def("symmetric_bytes", [] { return shm::Slabs::instance().bytes_in_use(); });
@@ -98,6 +126,7 @@ NB_MODULE(_native, m) {
   bind_failures(m);
   bind_kernels(m);
   bind_quantize(m);
+  bind_update(m);
   bind_memory(m);
   bind_arrays(m);
   bind_waits(m);

@@ -34,6 +34,7 @@ void bind_exchange(nb::module_&);
 void bind_mailbox(nb::module_&);
 void bind_port(nb::module_&);
 void bind_quantize(nb::module_&);
+void bind_update(nb::module_&);
 
 extern bool in_forked_child;
 

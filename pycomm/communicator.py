@@ -22,6 +22,7 @@ from pycomm.shapes import checked_bytes, checked_shape
 from pycomm.transport.base import Transport
 from pycomm.transport.mpi import MpiWire, import_mpi
 from pycomm.transport.shm import NeverQuick
+from pycomm.transport.views import mates_views
 from pycomm.world import World
 
 
@@ -125,6 +126,30 @@ class Communicator(Collectives, Messages):
         return arrays.empty(shape, resolved, arrays.is_torch_dtype(dtype), memory).owner
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks are on one host and see each other's symmetric buffers."""
+        return self._links.memory is not None
+
+    def views(self, x: Any) -> list[Any]:
+        """Return the symmetric buffers that all ranks pass, as arrays here; collective.
+
+        What one rank writes, others read after the next collective of both. A buffer belongs to its
+        rank: when that drops it, what views of it hold is undefined.
+
+        Args:
+            x: from `empty`, in host memory, or a contiguous part of one; of any shape and dtype.
+
+        Returns:
+            One array a rank, as that passed it, `x` itself for this one; NumPy's or torch's as `x`.
+
+        Raises:
+            ArgumentError: a rank's is no symmetric buffer; raised on every rank.
+            UnsupportedError: the ranks share no memory: they are on several hosts, or it is off.
+        """
+        self._collectives.check_open()
+        return mates_views(x, self.rank, self._links.memory is not None, self.all_gather_object)
+
+    @property
     def local(self) -> Communicator:
         """The Communicator of the ranks on this host; the first use is collective."""
         self._collectives.check_open()
@@ -148,6 +173,11 @@ class Communicator(Collectives, Messages):
         if color is None:
             return None
         return Communicator(self._world, [self._ranks[r] for _, r in members], context)
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether the job goes on when a rank dies, and `shrink` has all ranks to choose from."""
+        return 1 < self.size == self._world.wire.size and self._world.wire.outlives
 
     def shrink(self) -> Communicator:
         """Return a Communicator of the ranks that are alive, in their order, after one has died.

@@ -134,7 +134,9 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--microbatches 2", r"--microbatches is for --parallel model"),
         ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
         ("--compression zip", r"compression='zip' does not exist: choose from 'bf16'"),
-        ("--compression bf16 --parallel model", r"--compression is for data parallel"),
+        ("--compression bf16 --parallel model", r"--compression, --shard and --share are for"),
+        ("--parallel model --share", r"--compression, --shard and --share are for"),
+        ("--share --no-shard", r"leave out shard=False"),
     ],
 )
 def test_mistakes_are_told_in_one_message(options, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -90,3 +91,19 @@ def assert_same_bits(model: nn.Module, reference: nn.Module) -> None:
 
 def shared_folder(comm, tmp_path: Path) -> Path:
     return Path(comm.broadcast_object(str(tmp_path), 0))
+
+
+def shares(comm) -> bool:
+    """Say whether ranks see each other's memory, or are alone."""
+    return comm.size == 1 or comm.shares_memory
+
+
+def round_roots_correctly(monkeypatch) -> None:
+    """Let torch round square roots correctly: MKL, which it takes them from, does not always."""
+    sqrt = torch.Tensor.sqrt
+
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        wide = x.itemsize > 2 and not x.requires_grad
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if wide else sqrt(x)
+
+    monkeypatch.setattr(torch.Tensor, "sqrt", exact)

@@ -1,13 +1,15 @@
-// The instruction levels that loops.cpp is compiled for, each in a namespace of its own.
+// The instruction levels that the loops are compiled for, each in a namespace of its own.
 #pragma once
 
 #include <utility>
 
 #include "cpu/reduce.h"
+#include "cpu/update.h"
 
-#define PYCOMM_DECLARE_LEVEL(name)       \
-  namespace pycomm::cpu::name {          \
-  const Loops& loops(int dtype, int op); \
+#define PYCOMM_DECLARE_LEVEL(name)            \
+  namespace pycomm::cpu::name {               \
+  const Loops& loops(int dtype, int op);      \
+  const UpdateLoops& update_loops(int dtype); \
   }
 PYCOMM_DECLARE_LEVEL(plain)
 #if defined(__x86_64__)

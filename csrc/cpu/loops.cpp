@@ -1,23 +1,11 @@
 // The loops of reduce.h, compiled once for each instruction level: PYCOMM_LEVEL names it.
 #include "cpu/denormals.h"
+#include "cpu/elementwise.h"
 #include "cpu/levels.h"
 #include "elements.h"
 
-// Outputs may be inputs, element on element: no iteration depends on another.
-#if defined(__clang__)
-#define PYCOMM_ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define PYCOMM_ELEMENTWISE _Pragma("GCC ivdep")
-#endif
-
 namespace pycomm {
 namespace {
-
-// An element of an array that may lie at any address.
-template <class T>
-struct [[gnu::packed]] Unaligned {
-  T value;
-};
 
 template <class El, Op O>
 struct Loop {

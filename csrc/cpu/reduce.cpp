@@ -17,6 +17,7 @@ namespace {
 struct Level {
   const char* name;
   const Loops& (*loops)(int dtype, int op);
+  const UpdateLoops& (*update_loops)(int dtype);
   bool available;
 };
 
@@ -25,13 +26,14 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 const Level kLevels[] = {
-    {"avx512", avx512::loops, has_avx512()},
-    {"avx2", avx2::loops, bool(__builtin_cpu_supports("avx2"))},
-    {"plain", plain::loops, true},
+    {"avx512", avx512::loops, avx512::update_loops, has_avx512()},
+    {"avx2", avx2::loops, avx2::update_loops, has_avx2()},
+    {"plain", plain::loops, plain::update_loops, true},
 };
 #else
-const Level kLevels[] = {{"plain", plain::loops, true}};
+const Level kLevels[] = {{"plain", plain::loops, plain::update_loops, true}};
 #endif
 
 const Level* best() {
@@ -76,6 +78,7 @@ void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out
 }  // namespace
 
 const Loops& loops(const Reduction& r) { return current->loops(r.dtype, r.op); }
+const UpdateLoops& update_loops(int dtype) { return current->update_loops(dtype); }
 
 size_t item_bytes(int dtype) { return kItemBytes[dtype]; }
 size_t partial_bytes(int dtype) { return kPartialBytes[dtype]; }

@@ -48,7 +48,7 @@ class Reducer:
         op: "sum" or "avg", over the ranks.
         algorithm: of all_reduce; None lets pycomm choose.
         at_end: called when a backward pass that synchronizes has computed all gradients; then no
-            `synchronizing` is needed around it.
+            `expect` is needed before it.
         check_finite: look at every gradient before it is reduced.
         compression: reduces buckets in place of all_reduce, after backward; see `compression.find`.
 
@@ -101,15 +101,20 @@ class Reducer:
         """The places of all gradients."""
         return [slot for bucket in self.buckets for slot in bucket.slots]
 
+    def expect(self, last: bool) -> None:
+        """Say whether the next backward pass is the last before `finish`.
+
+        Then buckets are reduced in it; else gradients are only added up.
+        """
+        if last:
+            self._begin()
+        self.synchronizing_now = last
+
     @contextmanager
     def synchronizing(self, on: bool = True) -> Iterator[None]:
-        """Let the backward pass inside be the last before `finish`: buckets are reduced early.
-
-        Without `on`, gradients are only added up.
-        """
-        if on:
-            self._begin()
-        before, self.synchronizing_now = self.synchronizing_now, on
+        """Expect the last backward pass inside, or without `on` none, and then what was before."""
+        before = self.synchronizing_now
+        self.expect(on)
         try:
             yield
         finally:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_
 
 from pycomm.errors import ArgumentError, RankFailedError
 from pycomm.parallel.replicate import check_equal
@@ -95,10 +94,10 @@ class Trainer(Saved):
         """Add the gradient of one of the `group` global batches of a step; return its loss."""
 
     @abstractmethod
-    def _finish_gradients(self) -> torch.Tensor | None:
-        """Make `p.grad` the gradient of the step's mean loss; return its norm over all ranks.
+    def _apply_gradients(self) -> None:
+        """Update the parameters with the gradient of the step's mean loss, clipped.
 
-        None stands for a norm that nobody needs, see `_needs_norm`.
+        Unless `_accepts` refuses its norm, with a loss scale.
         """
 
     def survive(self, error: RankFailedError) -> None:
@@ -112,7 +111,8 @@ class Trainer(Saved):
     def step(self, inputs: Any, targets: Any) -> float:
         """Train on one global batch; update on every `accumulate`-th call.
 
-        Until the next call `p.grad` stays what it was for the update.
+        Until the next call `p.grad` stays what it was for the update, or, if the optimizer's state
+        is sharded, this rank's part of it.
 
         Args:
             inputs, targets: this rank's share, anywhere; the trainer says who may pass None.
@@ -269,27 +269,25 @@ class Trainer(Saved):
 
     def update(self, loss: float) -> None:
         """Update the parameters with the gradients added so far; `loss` is the step's mean."""
-        norm = self._finish_gradients()
-        if norm is None or self._loss_scale.accepts(float(norm), self.progress):
-            self._clip_and_step(norm)
+        self._set_rates()
+        self._apply_gradients()
         self._pending = 0
         self.progress.step += 1
         self.progress.loss = loss
 
-    def _clip_and_step(self, norm: torch.Tensor | None) -> None:
-        if self.optimizer is None:
+    def _set_rates(self) -> None:
+        if self._rates is None or self.optimizer is None:
             return
-        if self.clip_norm is not None and norm is not None:
-            clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
-        if self._rates is not None:
-            factor = self._rates(self.progress.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        self.optimizer.step()
+        factor = self._rates(self.progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     @property
-    def _needs_norm(self) -> bool:
-        return self.clip_norm is not None or self._loss_scale.on
+    def _accepts(self) -> Callable[[float], bool] | None:
+        """What decides by the norm of a gradient whether it is used; None if all are."""
+        if not self._loss_scale.on:
+            return None
+        return lambda norm: self._loss_scale.accepts(norm, self.progress)
 
     @property
     def _scale(self) -> float:

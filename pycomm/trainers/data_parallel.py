@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from pycomm.errors import ArgumentError, RankFailedError, UnsupportedError
+from pycomm.errors import ArgumentError, RankFailedError
 from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.compression import Factory
 from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.reducer import Reducer
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, tensors
-from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
+from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.sync_batch_norm import convert
+from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.named_state import describe, optimizer_state, restore_optimizer
+from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
 
@@ -67,6 +67,11 @@ class DataParallelTrainer(Trainer):
         bucket_bytes: gradients are reduced in buckets of at most this size.
         compression: "bf16", "fp16", "int8", "fp8", "topk" or "powersgd": fewer bytes on the wire,
             see docs/data_parallel.md; None sends gradients as they are, with the bits above.
+        shard: whether the ranks divide the optimizer's state, see ShardedUpdate: then `p.grad` is
+            this rank's own part of the gradient. None: where reduce, update and publish are one
+            pass, that is with SGD, Adam or AdamW on CPU ranks that share memory; False: never.
+        share: whether the ranks, all of one host, also share one copy of the parameters: what one
+            writes all see. It is rank 0's, who must keep the module as long as others use it.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -92,7 +97,10 @@ class DataParallelTrainer(Trainer):
         check_finite: bool = False,
         bucket_bytes: int = 25 << 20,
         compression: str | Factory | None = None,
+        shard: bool | None = None,
+        share: bool = False,
     ):
+        check_equal(comm, "shard and share", (shard, share))
         place_here = place(module, comm, device)
         move(module, comm, place_here)
         check_same_model(module, comm)
@@ -120,6 +128,8 @@ class DataParallelTrainer(Trainer):
             "algorithm": algorithm,
             "check_finite": check_finite,
             "compression": compression,
+            "shard": shard,
+            "share": share,
         }
         self._checksums_every = checksums
         self._connect()
@@ -143,12 +153,12 @@ class DataParallelTrainer(Trainer):
         Every survivor must call this. The newest state of any of them becomes that of all.
 
         Raises:
-            RankFailedError: `error`, if the job does not outlive the death of a rank.
+            RankFailedError: `error`, if the job does not outlive the death of a rank, or each rank
+                has a part of the optimizer's state.
         """
-        try:
-            self.comm = self.comm.shrink()
-        except UnsupportedError:
-            raise error from None
+        if not isinstance(self._way, WholeUpdate) or not self.comm.can_shrink:
+            raise error
+        self.comm = self.comm.shrink()
         self.meter.comm, self._pending = self.comm, 0
         if self._together:
             convert(self.module, self.comm)
@@ -162,22 +172,16 @@ class DataParallelTrainer(Trainer):
 
     def _connect(self) -> None:
         """Make what a communicator's ranks do together."""
-        self._reducer = Reducer(
-            self.module.named_parameters(),
-            self.comm,
-            sparse=sparse_parameters(self.module),
-            op="sum",
-            **self._how,
-        )
+        self._way = make_update(self.optimizer, self.module, self.comm, **self._how)
         self._checksums = Checksums(self.module, self.comm, self._checksums_every)
 
     def _copy_state(self, root: int) -> None:
         """Take over parameters, buffers, optimizer state and progress of a rank."""
         for _, tensor in tensors(self.module):
             self.comm.broadcast(tensor, root)
-        mine = optimizer_state(self.optimizer, self.module), asdict(self.progress)
+        mine = self._way.state(), asdict(self.progress)
         state, progress = self.comm.broadcast_object(mine, root)
-        restore_optimizer(self.optimizer, self.module, state)
+        self._way.restore(state)
         self.progress = Progress(**progress)
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
@@ -195,27 +199,23 @@ class DataParallelTrainer(Trainer):
             self._no_samples = empty_inputs(inputs, self.comm)
         value = 0.0
         last = self._pending + 1 == group
+        self._way.expect(last)
         if weight:
             x, t = batches.moved((inputs, targets), self.device)
             with self._forward_context():
                 loss = self.loss_fn(self.module(x), t)
-            with self._reducer.synchronizing(last):
-                (loss * (weight / self._unit * self._scale)).backward()
+            (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
         elif self._together:
-            with self._reducer.synchronizing(last):
-                run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
+            run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
         if last:
-            self._reducer.start_all()
+            self._way.backward_done()
         samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
-    def _finish_gradients(self) -> torch.Tensor | None:
-        self._reducer.finish(self._unit / self._total / self._scale)
-        if not self._needs_norm:
-            return None
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+    def _apply_gradients(self) -> None:
+        scale = self._unit / self._total / self._scale
+        self._way.step(scale, self.clip_norm, self._accepts)
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         if inputs is None:
@@ -225,10 +225,13 @@ class DataParallelTrainer(Trainer):
         return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
 
     def _part(self) -> dict[str, Any] | None:
+        state = self._way.state()
         if self.comm.rank != 0:
             return None
-        state = optimizer_state(self.optimizer, self.module)
         return {"model": self.module.state_dict(), "optimizer": state}
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self._way.restore(saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return describe(self.module)

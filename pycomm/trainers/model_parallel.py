@@ -14,6 +14,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
 from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
 from pycomm.parallel.pipeline import Stage
 from pycomm.parallel.placement import move, place
@@ -22,7 +23,7 @@ from pycomm.parallel.schedule import Action, Forward, find_schedule
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.named_state import describe, optimizer_state
+from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
 from pycomm.trainers.rates import Rates
 
@@ -155,22 +156,36 @@ class ModelParallelTrainer(Trainer):
         self._stage.run(forwards, batch.inputs, collect)
         return sums
 
-    def _finish_gradients(self) -> torch.Tensor | None:
+    def _apply_gradients(self) -> None:
         named = [(n, p.grad) for n, p in self.module.named_parameters() if p.grad is not None]
         if self._check_finite:
             raise_if_any(self.comm, [name for name, grad in named if not is_finite(grad)])
         grads = [grad for _, grad in named]
-        if self._scale != 1.0:
+        if self._scale != 1.0 and grads:
             torch._foreach_div_(grads, self._scale)
-        if not self._needs_norm:
-            return None
+        if self._clip(grads) and self.optimizer is not None:
+            self.optimizer.step()
+
+    def _clip(self, grads: list[torch.Tensor]) -> bool:
+        """Clip if it is asked for; say whether the gradients are good."""
+        accepts = self._accepts
+        if self.clip_norm is None and accepts is None:
+            return True
         norm = float(torch.nn.utils.get_total_norm(grads))
         square = self.comm.all_reduce(np.array([norm**2]))
-        return torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
+        whole = torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
+        if accepts is not None and not accepts(float(whole)):
+            return False
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, whole)
+        return True
 
     def _part(self) -> dict[str, Any] | None:
         state = optimizer_state(self.optimizer, self.module)
         return {"model": self.module.state_dict(), "optimizer": state}
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        restore_optimizer(self.optimizer, self.module, saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return self._whole

@@ -13,7 +13,7 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.parallel.replicate import on_every_rank
 from pycomm.trainers.checkpoint import Checkpoint, save
-from pycomm.trainers.named_state import random_state, restore_optimizer, restore_random
+from pycomm.trainers.named_state import random_state, restore_random
 from pycomm.trainers.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class Saved(ABC):
     @abstractmethod
     def _part(self) -> dict[str, Any] | None:
         """Return what this rank writes into a checkpoint, see `checkpoint.save`."""
+
+    @abstractmethod
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Give the optimizer its saved state, by full names and perhaps of more parameters."""
 
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
@@ -72,7 +76,7 @@ class Saved(ABC):
         saved = self._read(directory)  # nobody changes before everybody has read
         state, random = saved["part"], saved["random"]
         self.module.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, self.module, state["optimizer"])
+        self._restore(state["optimizer"])
         self.progress, self._pending = Progress(**saved["progress"]), 0
         if random is not None:
             restore_random(random, self.device)

@@ -18,6 +18,7 @@ class LoopbackWire:
     tags = 2**31
     library = "no MPI"
     threads = "none"
+    outlives = False
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Raise: no other process exists."""
@@ -34,6 +35,10 @@ class LoopbackWire:
     def failed(self) -> list[int]:
         """Return nobody."""
         return []
+
+    def shrink(self) -> None:
+        """Raise: nobody can have died."""
+        raise CommError("this process is alone: no other one can have died")
 
     def abort(self, code: int) -> None:
         """End the process."""

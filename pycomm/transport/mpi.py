@@ -113,7 +113,7 @@ class MpiWire:
         everyone = mpi._handleof(mpi.COMM_WORLD)
         _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
         self._group = self._comm.Get_group()
-        self._outlives = _outlives_failures(self._comm)
+        self.outlives = _outlives_failures(self._comm)
         self._last_words_s = 0.25
         """What was written last is still on its way through the launcher; and ranks on other hosts,
         which may know more, raise at about the time that this one does."""
@@ -172,7 +172,7 @@ class MpiWire:
 
     def failed(self) -> list[int]:
         """Return the processes that are known to be dead; none where that ends the job anyway."""
-        if not self._outlives:
+        if not self.outlives:
             return []
         with _lock:
             group = self._comm.Get_failed()
@@ -188,7 +188,7 @@ class MpiWire:
         Raises:
             UnsupportedError: this job does not outlive the death of a process.
         """
-        if not self._outlives:
+        if not self.outlives:
             raise UnsupportedError(
                 f"{self.library} ends the job when a process dies: start it with Open MPI 5 and "
                 "mpirun --with-ft ulfm"

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Wire(Protocol):
     """Tags are 0…tags−1."""
     library: str
     """What it runs on, with its version."""
+    outlives: bool
+    """Whether the job goes on when a process dies."""
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""
@@ -43,6 +45,9 @@ class Wire(Protocol):
 
     def failed(self) -> list[int]:
         """Return the processes that are known to be dead; a job must be able to outlive them."""
+
+    def shrink(self) -> Any:
+        """Return what `Communicator.from_mpi` makes one of the living of; collective over them."""
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""

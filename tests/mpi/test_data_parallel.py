@@ -11,8 +11,20 @@ from torch.utils.data import TensorDataset
 
 import pycomm
 from pycomm.errors import ArgumentError, MismatchError
-from tests.training import adamw, assert_same_bits, conv, images, sgd, unpadded, unpadded_loss
+from tests.training import (
+    adamw,
+    assert_same_bits,
+    conv,
+    images,
+    round_roots_correctly,
+    sgd,
+    shares,
+    unpadded,
+    unpadded_loss,
+)
 from tests.training import one_thread as one_thread
+
+WAYS = {"sharded": {"shard": True}, "shared": {"share": True}, "neither": {"shard": False}}
 
 
 def cut(batch, ranks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -45,25 +57,34 @@ def train_in_one_process(model, optimizer, groups, ranks, loss_fn, *, weight=len
         for total, p in zip(sums, parameters):
             p.grad = total * scale if scale != 1 else total
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = sum(float(p.grad.double().square().sum()) for p in parameters) ** 0.5
+            for p in parameters:
+                p.grad *= min(1.0, clip_norm / (norm + 1e-6))
         optimizer.step()
         losses += [sum(part) / total for part, total in zip(parts.tolist(), totals)]
     return losses
 
 
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(("loss_fn", "weight"), [(cross_entropy, None), (unpadded_loss, unpadded)])
-def test_same_bits_as_one_process(comm, accumulate, optimizer, clip_norm, loss_fn, weight) -> None:
+def test_same_bits_as_one_process(
+    comm, accumulate, optimizer, clip_norm, loss_fn, weight, way, monkeypatch
+) -> None:
+    if way == "shared" and not shares(comm):
+        pytest.skip("no shared memory")
     sizes = [8, 7, 2, comm.size + 1, 13, max(1, comm.size - 1), 5, 9, 11]
     batches = [images(size, seed) for seed, size in enumerate(sizes)]
     for _, t in batches:
         t[-1] = 0  # at least one target of every batch counts
     trainer = pycomm.DataParallelTrainer(
-        conv(comm.rank), optimizer, loss_fn, comm, accumulate, clip_norm, weight
+        conv(comm.rank), optimizer, loss_fn, comm, accumulate, clip_norm, weight, **WAYS[way]
     )
     losses = [trainer.step(*cut(batch, comm.size)[comm.rank]) for batch in batches]
+    if way != "neither" and shares(comm):
+        round_roots_correctly(monkeypatch)
     reference = conv(0)
     groups = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
     expected = train_in_one_process(
@@ -77,8 +98,8 @@ def test_same_bits_as_one_process(comm, accumulate, optimizer, clip_norm, loss_f
     )
     assert losses == expected
     assert_same_bits(trainer.module, reference)
-    assert len(set(comm.all_gather_object(tuple(losses)))) == 1
     assert trainer.progress.step == len(groups)
+    assert len(set(comm.all_gather_object(tuple(losses)))) == 1
 
 
 def test_fit_takes_contiguous_shares_of_global_batches(comm) -> None:
@@ -99,7 +120,9 @@ def test_gradient_is_that_of_the_whole_batch(comm) -> None:
     x, t = images(2 * comm.size + 1, 3, torch.float64)
     t[0] = 0
     model = conv(0, torch.float64)
-    trainer = pycomm.DataParallelTrainer(model, sgd, unpadded_loss, comm, weight=unpadded)
+    trainer = pycomm.DataParallelTrainer(
+        model, sgd, unpadded_loss, comm, weight=unpadded, shard=False
+    )
     reference = conv(0, torch.float64)
     whole = unpadded_loss(reference(x), t)
     whole.backward()

@@ -54,11 +54,24 @@ def share(comm, batch) -> list[torch.Tensor]:
     return [torch.tensor_split(part, comm.size)[comm.rank] for part in batch]
 
 
+def whole(device: str) -> dict[str, Any]:
+    """Return arguments for a trainer that updates alike on all devices, square roots included."""
+    return {"device": device, "shard": False}
+
+
 @pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
 def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
     def train(group, device):
         trainer = pycomm.DataParallelTrainer(
-            conv(comm.rank), optimizer, cross_entropy, group, 2, 0.3, device=device, checksums=1
+            conv(comm.rank),
+            optimizer,
+            cross_entropy,
+            group,
+            2,
+            0.3,
+            checksums=1,
+            device=device,
+            shard=False,
         )
         losses = [trainer.step(*share(comm, images(4 * comm.size + k, k))) for k in range(4)]
         return losses, trainer
@@ -66,7 +79,7 @@ def test_data_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
     losses, trainer = train(comm, "cpu")
     with gpus(comm, **layout) as dev:
         again, other = train(dev, "cuda")
-        flats = [bucket.flat for bucket in other._reducer.buckets]
+        flats = [bucket.flat for bucket in other._way.reducer.buckets]
         assert all(isinstance(p.grad, HostTensor) for p in other.module.parameters())
         assert all(isinstance(flat, HostTensor) for flat in flats)
         assert all(process.process_device().slabs.find(f.data_ptr(), f.nbytes) for f in flats)
@@ -131,7 +144,7 @@ def make(kind: str, group: pycomm.Communicator, device: str) -> pycomm.trainers.
     model = dense(3)
     model.insert(4, nn.Dropout(0.2))
     if kind == "data":
-        return pycomm.DataParallelTrainer(model, adamw, cross_entropy, group, device=device)
+        return pycomm.DataParallelTrainer(model, adamw, cross_entropy, group, **whole(device))
     return pycomm.ModelParallelTrainer(model, adamw, cross_entropy, group, 2, device=device)
 
 
@@ -201,8 +214,8 @@ def test_a_module_decides_if_no_device_is_named(comm) -> None:
     with gpus(comm) as dev:
         there = dense(0).to(torch.device("cuda", 0))
         assert pycomm.DataParallelTrainer(there, sgd, cross_entropy, dev).device.type == "cuda"
-        here = pycomm.DataParallelTrainer(dense(0), sgd, cross_entropy, dev)
-        assert here.device.type == "cpu" and type(here._reducer.buckets[0].flat) is torch.Tensor
+        here = pycomm.DataParallelTrainer(dense(0), sgd, cross_entropy, dev, shard=False)
+        assert here.device.type == "cpu" and type(here._way.reducer.buckets[0].flat) is torch.Tensor
         back = pycomm.DataParallelTrainer(there, sgd, cross_entropy, dev, device="cpu")
         assert all(type(tensor) is nn.Parameter for tensor in back.module.parameters())
 

@@ -33,8 +33,9 @@ def layers(comm) -> nn.Sequential:
 
 
 def make(comm, kind: str, optimizer=sgd, **options):
-    if kind == "data":
-        return pycomm.DataParallelTrainer(layers(comm), optimizer, cross_entropy, comm, **options)
+    if kind != "model":
+        parts = layers(comm), optimizer, cross_entropy, comm
+        return pycomm.DataParallelTrainer(*parts, shard=kind == "sharded", **options)
     costs = [1.0] * comm.size + [0.0]
     return pycomm.ModelParallelTrainer(
         layers(comm), optimizer, cross_entropy, comm, 2, balance=costs, **options
@@ -43,11 +44,11 @@ def make(comm, kind: str, optimizer=sgd, **options):
 
 def batch(comm, kind: str, seed: int):
     x, t = samples(4 * comm.size, seed)
-    mine = slice(4 * comm.rank, 4 * comm.rank + 4) if kind == "data" else slice(None)
+    mine = slice(4 * comm.rank, 4 * comm.rank + 4) if kind != "model" else slice(None)
     return x[mine].float(), t[mine]
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
+@pytest.mark.parametrize("kind", ["whole", "sharded", "model"])
 def test_an_overflow_on_one_rank_is_left_out_on_all(comm, kind: str) -> None:
     trainer = make(comm, kind, precision="fp16")
     trainer.step(*batch(comm, kind, 0))
@@ -67,7 +68,7 @@ def test_an_overflow_on_one_rank_is_left_out_on_all(comm, kind: str) -> None:
     assert all(p.isfinite().all() for p in after.values())
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
+@pytest.mark.parametrize("kind", ["whole", "sharded", "model"])
 def test_the_scale_changes_no_gradient(comm, kind: str) -> None:
     losses = {}
     for precision in ("fp32", "fp16"):
@@ -79,18 +80,18 @@ def test_the_scale_changes_no_gradient(comm, kind: str) -> None:
 
 def test_the_scale_grows_again_and_is_saved(comm, tmp_path) -> None:
     folder = shared_folder(comm, tmp_path)
-    trainer = make(comm, "data", adamw, precision="fp16")
+    trainer = make(comm, "whole", adamw, precision="fp16")
     trainer.progress.loss_scale, trainer.progress.since_overflow = 64.0, 1999
-    trainer.step(*batch(comm, "data", 0))
+    trainer.step(*batch(comm, "whole", 0))
     assert (trainer.progress.loss_scale, trainer.progress.since_overflow) == (128.0, 0)
     trainer.save(folder)
-    other = make(comm, "data", adamw, precision="fp16")
+    other = make(comm, "whole", adamw, precision="fp16")
     other.load(folder)
     assert other.progress == trainer.progress
-    assert other.step(*batch(comm, "data", 1)) == trainer.step(*batch(comm, "data", 1))
+    assert other.step(*batch(comm, "whole", 1)) == trainer.step(*batch(comm, "whole", 1))
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
+@pytest.mark.parametrize("kind", ["whole", "sharded", "model"])
 def test_gradients_that_are_not_finite_are_named_on_all_ranks(comm, kind: str) -> None:
     trainer = make(comm, kind, check_finite=True)
     trainer.step(*batch(comm, kind, 0))
@@ -106,17 +107,17 @@ def test_gradients_that_are_not_finite_are_named_on_all_ranks(comm, kind: str) -
 
 def test_what_a_loss_scale_excludes(comm) -> None:
     with pytest.raises(ArgumentError, match="compression='bf16' with precision='fp16'"):
-        make(comm, "data", compression="bf16", precision="fp16")
+        make(comm, "whole", compression="bf16", precision="fp16")
     with pytest.raises(ArgumentError, match="check_finite=True with precision='fp16'"):
-        make(comm, "data", check_finite=True, precision="fp16")
+        make(comm, "whole", check_finite=True, precision="fp16")
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_the_same_bits_for_every_bucket_size(comm, clip_norm: float | None) -> None:
     bits = set()
     for bucket_bytes in (1, 100, 25 << 20):
-        trainer = make(comm, "data", adamw, clip_norm=clip_norm, bucket_bytes=bucket_bytes)
+        trainer = make(comm, "whole", adamw, clip_norm=clip_norm, bucket_bytes=bucket_bytes)
         for seed in range(3):
-            trainer.step(*batch(comm, "data", seed))
+            trainer.step(*batch(comm, "whole", seed))
         bits.add(b"".join(p.detach().numpy().tobytes() for p in trainer.module.parameters()))
     assert len(bits) == 1

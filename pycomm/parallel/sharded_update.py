@@ -1,0 +1,229 @@
+"""ShardedUpdate: the step of an optimizer whose state, and perhaps parameters, ranks divide."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.compression import Factory
+from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.flat_parameters import FlatParameters
+from pycomm.parallel.fused_update import FusedUpdate
+from pycomm.parallel.rules import is_elementwise, rule_of
+from pycomm.parallel.scattered_update import ScatteredUpdate
+from pycomm.parallel.sharded_state import ShardedState
+from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.whole_update import WholeUpdate
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
+
+_logger = logging.getLogger(__name__)
+
+
+class Update(Protocol):
+    """How the gradients of all ranks become new parameters on all ranks."""
+
+    def expect(self, last: bool) -> None:
+        """Say whether the next backward pass is the last before `step`, which may begin in it."""
+
+    def backward_done(self) -> None:
+        """Say that the last backward pass is over, or that there was none; on every rank."""
+
+    def step(
+        self, scale: float, clip_norm: float | None, accepts: Callable[[float], bool] | None
+    ) -> float | None:
+        """Update with the sum of all ranks' gradients times `scale`; every rank must call this.
+
+        Args:
+            scale: what sums are multiplied by.
+            clip_norm: the largest norm of that; None does not clip.
+            accepts: decides by the norm, the same on all ranks, whether there is an update.
+
+        Returns:
+            The norm before clipping, if `clip_norm` or `accepts` needs it.
+
+        Raises:
+            NonFiniteError: with `check_finite`, a gradient of some rank is not; raised on all.
+            UnsupportedError: a parameter was moved or converted, or its gradient is sparse.
+        """
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the optimizer's state by full names on rank 0, perhaps elsewhere; collective."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take what `state` returned on any number of ranks."""
+
+
+class ShardedUpdate:
+    """An optimizer whose state is divided among the ranks (ZeRO-1, arXiv:1910.02054).
+
+    Each rank owns a part of every parameter and keeps the optimizer's state for that part alone.
+    SGD, Adam and AdamW on CPU ranks that share memory reduce, update and publish in one pass,
+    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate.
+
+    The optimizer stays the same object, but its groups hold this rank's parts of the parameters.
+    `p.grad` stays this rank's own gradient. The parameters' data lie in symmetric buffers.
+
+    Args:
+        optimizer: an elementwise one of the parameters.
+        parameters: (name, parameter) pairs, those that are trained.
+        comm: the ranks.
+        share: whether all ranks, of one host, share one copy of the parameters; what one writes
+            to them all see. It is rank 0's, who must keep them as long as others use them.
+        check_finite: look at every gradient of every rank.
+
+    Raises:
+        UnsupportedError: `share` on ranks that share no memory.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[tuple[str, nn.Parameter]],
+        comm: Communicator,
+        *,
+        share: bool = False,
+        check_finite: bool = False,
+    ):
+        rule = rule_of(optimizer) if can_fuse(optimizer, parameters, comm) else None
+        self._comm, self._check_finite = comm, check_finite
+        self._named = parameters
+        self.parameters = FlatParameters(parameters, comm, share=share)
+        self._state = ShardedState(optimizer, self.parameters)
+        self.fused = rule is not None
+        self._way: FusedUpdate | ScatteredUpdate
+        if rule is not None:
+            self._way = FusedUpdate(optimizer, rule, self.parameters, self._state.groups, comm)
+        else:
+            self._way = ScatteredUpdate(optimizer, self.parameters, comm)
+
+    def expect(self, last: bool) -> None:
+        """Say whether gradients are final once the next backward pass has added to them."""
+        if isinstance(self._way, FusedUpdate):
+            self._way.expect(last)
+
+    def backward_done(self) -> None:
+        """Nothing was begun that has to go on."""
+
+    def step(
+        self,
+        scale: float = 1.0,
+        clip_norm: float | None = None,
+        accepts: Callable[[float], bool] | None = None,
+    ) -> float | None:
+        """Update with the sum of all ranks' gradients times `scale`; see Update.step."""
+        if self._check_finite:
+            self._raise_not_finite()
+        return self._way.step(scale, clip_norm, accepts)
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the whole state by full names on rank 0, None elsewhere; collective."""
+        return self._state.gather(self._comm)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take this rank's part of what `state` returned, on any number of ranks."""
+        self._state.restore(saved)
+
+    def _raise_not_finite(self) -> None:
+        found = [n for n, p in self._named if p.grad is not None and not is_finite(p.grad)]
+        raise_if_any(self._comm, found)
+
+
+def can_fuse(
+    optimizer: torch.optim.Optimizer | None,
+    parameters: list[tuple[str, nn.Parameter]],
+    comm: Communicator,
+) -> bool:
+    """Say whether reduce, update and publish can be one pass."""
+    together = comm.size == 1 or comm.shares_memory
+    floats = all(p.dtype.is_floating_point and p.dtype.itemsize > 1 for _, p in parameters)
+    host = all(p.device.type == "cpu" for _, p in parameters)
+    fits = optimizer is not None and rule_of(optimizer) is not None
+    return together and floats and host and fits
+
+
+def make_update(
+    optimizer: torch.optim.Optimizer | None,
+    module: nn.Module,
+    comm: Communicator,
+    *,
+    shard: bool | None,
+    share: bool,
+    check_finite: bool,
+    algorithm: str | None,
+    compression: str | Factory | None,
+    bucket_bytes: int,
+) -> Update:
+    """Return how a module's parameters are updated.
+
+    Args:
+        optimizer: of its parameters; None if it has none.
+        shard: whether ranks divide the optimizer's state; None: where that takes one pass.
+        share: whether ranks share one copy of the parameters.
+        check_finite: look at every gradient of every rank.
+        algorithm, compression, bucket_bytes: of the reduction without shards.
+
+    Raises:
+        ArgumentError: `share` with `shard=False`, or `compression` with shards.
+        UnsupportedError: `share` on ranks that share no memory, or with an optimizer that cannot
+            be given parts of parameters.
+    """
+    if share and shard is False:
+        raise ArgumentError(f"rank {comm.rank}: share=True needs shards: leave out shard=False")
+    if compression is not None and (share or shard):
+        raise ArgumentError(
+            f"rank {comm.rank}: compression={compression!r} is for whole gradients: leave out "
+            "shard and share"
+        )
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    divisible = optimizer is not None and _is_divisible(optimizer, trained)
+    if share and not divisible:
+        raise UnsupportedError(
+            f"rank {comm.rank}: share=True needs an optimizer that updates each element on its "
+            f"own, {type(optimizer).__name__} may not: pass share=False"
+        )
+    if shard and not divisible and comm.rank == 0:
+        kind = type(optimizer).__name__
+        _logger.warning("%s is not sharded: every rank updates everything", kind)
+    plain = shard is None and algorithm is None and compression is None
+    unasked = plain and _is_better_sharded(optimizer, module, trained, comm)
+    if optimizer is not None and divisible and (share or shard or unasked):
+        return ShardedUpdate(optimizer, trained, comm, share=share, check_finite=check_finite)
+    return WholeUpdate(
+        optimizer,
+        module,
+        comm,
+        check_finite=check_finite,
+        algorithm=algorithm,
+        compression=compression,
+        bucket_bytes=bucket_bytes,
+    )
+
+
+def _is_better_sharded(
+    optimizer: torch.optim.Optimizer | None,
+    module: nn.Module,
+    trained: list[tuple[str, nn.Parameter]],
+    comm: Communicator,
+) -> bool:
+    """Say whether one pass does it; not where a rank may die, whose shards would be lost."""
+    dense = not sparse_parameters(module)
+    return dense and not comm.can_shrink and can_fuse(optimizer, trained, comm)
+
+
+def _is_divisible(
+    optimizer: torch.optim.Optimizer, trained: list[tuple[str, nn.Parameter]]
+) -> bool:
+    known = {id(p) for _, p in trained}
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    return (
+        is_elementwise(optimizer)
+        and bool(trained)
+        and all(id(p) in known or not p.requires_grad for p in members)
+    )
