@@ -70,7 +70,7 @@ class Measuring:
             parity.falsify(training)
         off = one.off(variant, training)
         wire = sent if training.wire_bytes is None else training.wire_bytes
-        return training, Checked(off, int(not off <= parity.MOST_OFF), wire, memory.nbytes)
+        return training, Checked(off, int(not off <= variant.most_off), wire, memory.nbytes)
 
     def _agreed(self, variant: Variant, attempt: Callable[[], _Tried]) -> _Tried | None:
         """Return an attempt with the largest of all ranks' numbers; None if one cannot."""

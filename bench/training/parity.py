@@ -10,10 +10,6 @@ from bench.training.variants.base import Training, Variant, loop_step
 STEPS = 3
 """Updates before weights are compared."""
 
-MOST_OFF = 1e-3
-"""Of the way that the weights have gone. A rank that keeps its gradients is off by a tenth or more;
-AdamW moves weights whose gradient is nearly zero by what was rounded."""
-
 Weights = dict[str, torch.Tensor]
 
 

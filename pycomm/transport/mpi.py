@@ -24,6 +24,9 @@ _lock = threading.RLock()
 
 _THREADS = ("single", "funneled", "serialized", "multiple")
 
+_FT_ENABLE = "OMPI_MCA_mpi_ft_enable"
+"""What mpirun --with-ft ulfm sets: its launcher does not end the others when a process dies."""
+
 _DEFAULTS = {"OMPI_MCA_btl_tcp_flags": "send,inplace"}
 """Open MPI's settings where the user has made none.
 
@@ -88,7 +91,7 @@ class _MpiRequest:
             return self._pieces is None and not self._failed
 
 
-def _outlives_failures(comm: Any) -> bool:
+def _tells_deaths(comm: Any) -> bool:
     """Say whether MPI reports dead processes."""
     try:
         comm.Get_failed().Free()
@@ -113,7 +116,8 @@ class MpiWire:
         everyone = mpi._handleof(mpi.COMM_WORLD)
         _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
         self._group = self._comm.Get_group()
-        self.outlives = _outlives_failures(self._comm)
+        self._tells_deaths = _tells_deaths(self._comm)
+        self.outlives = self._tells_deaths and os.environ.get(_FT_ENABLE) in ("1", "true", "yes")
         self._last_words_s = 0.25
         """What was written last is still on its way through the launcher; and ranks on other hosts,
         which may know more, raise at about the time that this one does."""
@@ -172,7 +176,7 @@ class MpiWire:
 
     def failed(self) -> list[int]:
         """Return the processes that are known to be dead; none where that ends the job anyway."""
-        if not self.outlives:
+        if not self._tells_deaths:
             return []
         with _lock:
             group = self._comm.Get_failed()

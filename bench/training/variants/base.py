@@ -36,6 +36,9 @@ class Variant:
         summary: what it is, in a sentence.
         competes: whether it is one of those that pycomm is to be faster than.
         learns_from: what its weights follow: the batch of all ranks, or its rank's own share.
+        most_off: how far weights may be off, of the way that they have gone. A rank that keeps its
+            gradients is off by a tenth or more; AdamW moves weights whose gradient is nearly zero
+            by what was rounded.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Variant:
     summary: str
     competes: bool
     learns_from: Literal["whole", "share"]
+    most_off: float
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -52,13 +56,17 @@ Build = Callable[[Job], Training]
 
 
 def variant(
-    name: str, *, competes: bool = False, learns_from: Literal["whole", "share"] = "whole"
+    name: str,
+    *,
+    competes: bool = False,
+    learns_from: Literal["whole", "share"] = "whole",
+    most_off: float = 1e-3,
 ) -> Callable[[Build], Build]:
     """Register the decorated function, which sets up a job; its docstring says what it is."""
 
     def register(build: Build) -> Build:
         summary = (build.__doc__ or "").strip().splitlines()[0]
-        VARIANTS[name] = Variant(name, build, summary, competes, learns_from)
+        VARIANTS[name] = Variant(name, build, summary, competes, learns_from, most_off)
         return build
 
     return register
