@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.compression import Factory
 from pycomm.parallel.reducer import Reducer
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, tensors
 from pycomm.parallel.sparse import sparse_parameters
 
 if TYPE_CHECKING:
@@ -31,12 +32,10 @@ class DataParallel(nn.Module):
     Parameters and buffers are copied from rank 0 once, here. Every backward pass averages the
     gradients, a bucket at a time while it still computes the others: each rank counts the same, so
     equal shares of a batch give the gradient of the whole batch (`DataParallelTrainer` weighs
-    unequal ones). All ranks must run backward equally often, and not use `comm` in between. A
-    parameter that no rank used keeps `grad` None; one that only others used gets their average
-    with zeros. Gradients are views of buckets that belong to this wrapper; those of an
-    nn.Embedding(sparse=True) stay sparse, and only its rows that were used travel.
-
-    The module stays where it is. On a GPU, that is the rank's from then on.
+    unequal ones). All ranks must run backward equally often (but see `uneven`), and not use `comm`
+    in between. A parameter that no rank used keeps `grad` None; one that only others used gets
+    their average with zeros. Gradients are views of buckets that belong to this wrapper; those of
+    an nn.Embedding(sparse=True) stay sparse, and only its rows that were used travel.
 
     Args:
         module: the same model on every rank; it is used, not copied.
@@ -86,7 +85,7 @@ class DataParallel(nn.Module):
         self._reducer.synchronizing_now = True
         copy_from_rank_0(module, comm)
         self._checksums = Checksums(module, comm, checksums)
-        self._steps = 0
+        self._comm, self._steps, self._uneven = comm, 0, False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped module returns."""
@@ -95,6 +94,37 @@ class DataParallel(nn.Module):
     def no_sync(self) -> AbstractContextManager[None]:
         """Only add up gradients on this rank; the next backward outside averages the sums."""
         return self._reducer.synchronizing(False)
+
+    @contextmanager
+    def uneven(self) -> Iterator[None]:
+        """Let ranks run backward unequally often inside: around the loop over batches.
+
+        A rank that has no batch left takes part in the averages of the others with zeros; at the
+        end it takes over the parameters and buffers of a rank that went on to the end (but not the
+        optimizer's state). Every rank must enter and leave it; weights are not compared inside.
+        """
+        before, self._uneven = self._steps, True
+        try:
+            yield
+            mine = self._steps - before
+            while self._follow():
+                pass
+        finally:
+            self._uneven = False
+        steps = self._comm.all_gather(np.array([mine])).reshape(-1).tolist()
+        if len(set(steps)) > 1:
+            for _, tensor in tensors(self.module):
+                self._comm.broadcast(tensor, steps.index(max(steps)))
+
+    def _follow(self) -> bool:
+        """Average nothing with the others; say whether any of them still has something."""
+        self.module.zero_grad(set_to_none=True)
+        self._reducer.finish()
+        self.module.zero_grad(set_to_none=True)
+        return self._still_going(False)
+
+    def _still_going(self, mine: bool) -> bool:
+        return bool(self._comm.all_reduce(np.array([mine], np.uint8), op="max")[0])
 
     @property
     def unused(self) -> list[str]:
@@ -108,9 +138,12 @@ class DataParallel(nn.Module):
 
     def _finish_backward(self) -> None:
         self._reducer.start_all()
-        self._checksums.after(self._steps)  # before the optimizer makes another one
+        if not self._uneven:
+            self._checksums.after(self._steps)  # before the optimizer makes another one
         self._steps += 1
         self._reducer.finish()
+        if self._uneven:
+            self._still_going(True)
 
 
 def _weakly(model: DataParallel, method: Callable[[DataParallel], None]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import default_collate
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.sampler import epoch_order
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Plan:
 
     def groups(self, epoch: int, start: int = 0) -> Iterator[list[np.ndarray]]:
         """Yield the batches of each step of `epoch`, from batch `start` on, as sample indices."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        order = epoch_order(self.samples, self.seed, epoch)
         for first in range(start, self.batches, self.accumulate):
             last = min(first + self.accumulate, self.batches)
             cuts = range(first * self.batch_size, last * self.batch_size, self.batch_size)
@@ -85,11 +86,6 @@ def in_order(samples: int, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the indices 0…samples−1 in batches of at most `batch_size`."""
     for start in range(0, samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples))
-
-
-def share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """Return the contiguous slice of a global batch that data rank `rank` of `ranks` takes."""
-    return np.array_split(indices, ranks)[rank]
 
 
 def fetch(dataset: Any, indices: np.ndarray) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
+from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.sync_batch_norm import convert
 from pycomm.parallel.whole_update import WholeUpdate
@@ -140,7 +141,7 @@ class DataParallelTrainer(Trainer):
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this rank's share of a global batch: its contiguous slice of `indices`."""
-        return batches.share(indices, self.comm.rank, self.comm.size)
+        return share_of(indices, self.comm.rank, self.comm.size)
 
     def update(self, loss: float) -> None:
         """Update the parameters as any trainer does; then compare them, if it is time."""

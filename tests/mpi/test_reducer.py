@@ -221,3 +221,36 @@ def test_an_embedding_that_only_some_ranks_use(comm) -> None:
     model.module.linear(x).sum().backward()
     assert model.module.embedding.weight.grad is None
     assert model.unused == ["embedding.weight"]
+
+
+def test_ranks_that_run_out_early_follow_the_others(comm) -> None:
+    model = pycomm.DataParallel(Layers([0, 1]), comm, LAYER_BYTES, checksums=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reference = Layers([0, 1])
+    follower = torch.optim.SGD(reference.parameters(), lr=0.1)
+    with model.uneven():
+        for _ in range(1 + comm.rank):
+            backward(model, comm.rank)
+            optimizer.step()
+    for step in range(comm.size):
+        grads = [torch.zeros_like(p) for p in reference.parameters()]
+        for rank in range(step, comm.size):
+            for total, grad in zip(grads, backward(reference, rank)):
+                total += grad
+        for p, grad in zip(reference.parameters(), grads):
+            p.grad = grad / comm.size
+        follower.step()
+    assert all(p.grad is None for p in model.parameters())
+    for p, q in zip(model.parameters(), reference.parameters()):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+    assert (
+        len(set(comm.all_gather_object(next(model.parameters()).detach().numpy().tobytes()))) == 1
+    )
+    backward(model, comm.rank)
+
+
+def test_an_error_in_a_loop_of_uneven_ranks_is_raised(comm) -> None:
+    model = pycomm.DataParallel(Layers([0]), comm)
+    with pytest.raises(ZeroDivisionError), model.uneven():
+        raise ZeroDivisionError
+    assert same(backward(model, comm.rank), averages(Layers([0]), comm.size))

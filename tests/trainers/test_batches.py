@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pycomm.errors import ArgumentError
-from pycomm.trainers.batches import Plan, count_samples, fetch, in_order, share
+from pycomm.parallel.sampler import share
+from pycomm.trainers.batches import Plan, count_samples, fetch, in_order
 
 
 def plan(samples=10, batch_size=4, accumulate=1, seed=0, epochs=1, steps=None) -> Plan:
