@@ -22,7 +22,7 @@ from pycomm.trainers.loss_scale import LossScale
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
-from pycomm.trainers.report import Log, Meter, print_rows
+from pycomm.trainers.report import Log, Meter, print_rows, state_bytes
 from pycomm.trainers.saved import Saved
 from pycomm.trainers.saving import Saving
 from pycomm.trainers.threads import share_cores
@@ -248,9 +248,11 @@ class Trainer(Saved):
 
         Returns:
             rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far; on a GPU also gpu_bytes, see `gpu_memory`.
+            and `fit` calls so far; state_bytes: of the optimizer's state on the rank; on a GPU also
+            gpu_bytes, see `gpu_memory`.
         """
-        return self.comm.all_gather_object(self.meter.row())
+        row = {**self.meter.row(), "state_bytes": state_bytes(self.optimizer)}
+        return self.comm.all_gather_object(row)
 
     def print_report(self) -> None:
         """Print `report` as a table on rank 0; every rank must call this."""

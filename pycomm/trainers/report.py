@@ -67,19 +67,39 @@ def gpu_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) + process_device().slabs.nbytes
 
 
+def state_bytes(optimizer: torch.optim.Optimizer | None) -> int:
+    """Return the size of what an optimizer keeps on this rank: a part of all, if it is sharded."""
+    if optimizer is None:
+        return 0
+    values = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+_COLUMNS = {
+    "rank": ("rank", "{}"),
+    "samples_per_s": ("samples/s", "{:.1f}"),
+    "computing_s": ("computing s", "{:.2f}"),
+    "communicating_s": ("communicating s", "{:.2f}"),
+    "idle_s": ("idle s", "{:.2f}"),
+    "bytes_sent": ("MB sent", "{:.1f}"),
+    "state_bytes": ("state MB", "{:.1f}"),
+    "gpu_bytes": ("GPU MB", "{:.1f}"),
+}
+
+
 def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
     """Print the rows of `Trainer.report`, one for each rank, as a table."""
     table = Table(title="per rank")
-    for title in ("rank", "samples/s", "computing s", "communicating s", "idle s", "MB sent"):
-        table.add_column(title, justify="right")
-    if any("gpu_bytes" in row for row in rows):
-        table.add_column("GPU MB", justify="right")
+    shown = [key for key in _COLUMNS if any(key in row for row in rows)]
+    for key in shown:
+        table.add_column(_COLUMNS[key][0], justify="right")
     for row in rows:
-        times = (f"{row[key]:.2f}" for key in ("computing_s", "communicating_s", "idle_s"))
-        sent = f"{row['bytes_sent'] / 1e6:.1f}"
-        gpu = [f"{row['gpu_bytes'] / 1e6:.1f}"] if "gpu_bytes" in row else []
-        table.add_row(str(row["rank"]), f"{row['samples_per_s']:.1f}", *times, sent, *gpu)
+        table.add_row(*(_COLUMNS[key][1].format(_in_unit(key, row[key])) for key in shown))
     (console or Console()).print(table)
+
+
+def _in_unit(key: str, value: float) -> float:
+    return value / 1e6 if "bytes" in key else value
 
 
 class Log:

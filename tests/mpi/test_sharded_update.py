@@ -280,3 +280,13 @@ def test_a_copy_that_diverged_is_healed(comm) -> None:
     if shares(comm):
         weights = comm.all_gather_object(model.weight.detach())
         assert all(torch.equal(w, weights[0]) for w in weights)
+
+
+@pytest.mark.parametrize("shard", [True, False])
+def test_the_report_says_what_state_a_rank_keeps(comm, shard: bool) -> None:
+    model = nn.Linear(128, 1024 * comm.size)
+    trainer = pycomm.DataParallelTrainer(model, adamw, nn.functional.mse_loss, comm, shard=shard)
+    trainer.step(torch.ones(1, 128), torch.ones(1, 1024 * comm.size))
+    whole = 2 * sum(p.nbytes for p in model.parameters())
+    for row in trainer.report():
+        assert row["state_bytes"] == pytest.approx(whole / (comm.size if shard else 1), rel=0.05)
