@@ -263,6 +263,10 @@ class Communicator(Collectives, Messages):
         stats.idle_s += idle_s
         return stats
 
+    def count_sent(self, nbytes: int) -> None:
+        """Count, in `stats`, bytes that this rank gave others through `views`."""
+        self._stats.bytes_sent += nbytes
+
     @property
     def timeout(self) -> float:
         """Seconds that an operation may go without progress."""

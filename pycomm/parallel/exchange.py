@@ -49,6 +49,11 @@ class GradientExchange:
         """
         return [slot.collect() for slot in self.slots]
 
+    @property
+    def foreign_bytes(self) -> int:
+        """How much of the gradients of this rank others read."""
+        return sum(slot.foreign_bytes for slot in self.slots)
+
     def own_addresses(self) -> dict[int, int]:
         """After `collect`: where this rank's gradient of a parameter starts, by its `id`."""
         return {id(slot.place.parameter): slot.address for slot in self.slots}
@@ -86,6 +91,7 @@ class _Slot:
         self.place, self._flat = place, place.view(flat)
         self._item, self._touched = flat.itemsize, 2 * ranks * flat.nbytes
         self._foreign = _merged(foreign)
+        self.foreign_bytes = self._item * sum(end - begin for begin, end in self._foreign)
         self._seen: _Seen | None = None
         self._target = self.address = self._flat.data_ptr()
 

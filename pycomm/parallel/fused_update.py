@@ -57,6 +57,8 @@ class FusedUpdate:
             _Table(optimizer, rule, parameters, groups, self.exchange, number)
             for number in range(len(parameters.layouts))
         ]
+        written = 0 if parameters.share else sum(table.nbytes for table in self._tables)
+        self._sent_bytes = self.exchange.foreign_bytes + (comm.size - 1) * written
 
     def expect(self, last: bool) -> None:
         """Say whether gradients are final once the next backward pass has added to them."""
@@ -83,6 +85,7 @@ class FusedUpdate:
             for table in self._tables:
                 table.update(scale)
         self.comm.barrier()
+        self.comm.count_sent(self._sent_bytes)
         for slot in self.exchange.slots:
             slot.forget()
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules look at it
@@ -130,6 +133,7 @@ class _Table:
             len(self.gradients),
             len(copies),
         )
+        self.nbytes = sum(row.count for row in self.rows) * layout.dtype.itemsize
         self._states = len(self.gradients) + len(copies)
         self._item = layout.dtype.itemsize
         self._touched = (2 * len(self.gradients) + len(copies)) * mine.nbytes
