@@ -18,6 +18,7 @@ class LoopbackWire:
     tags = 2**31
     library = "no MPI"
     threads = "none"
+    takes_gpus = False
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Raise: no other process exists."""

@@ -34,6 +34,8 @@ class Wire(Protocol):
     """Tags are 0…tags−1."""
     library: str
     """What it runs on, with its version."""
+    takes_gpus: bool
+    """Whether what it sends and receives may be memory of GPUs, too: found out from the library."""
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""
