@@ -138,7 +138,7 @@ class DeviceMessages:
         """That of the process, which it has from the first use on."""
         world, mail = self._world, self._world.device_mail
         if mail is None or mail.device is not process.known_device():
-            mail = DeviceMail(world.mailbox, _device(), world.wire.rank, _noting(world))
+            mail = DeviceMail(world.mailbox, _device(), world.wire, _noting(world))
             atexit.register(mail.finish)
             world.device_mail = mail
         return mail

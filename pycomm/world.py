@@ -18,7 +18,7 @@ from pycomm.neighbours import Neighbours
 from pycomm.observe.trace import Trace
 from pycomm.transport.device_mail import DeviceMail
 from pycomm.transport.loopback import LoopbackWire
-from pycomm.transport.mailbox import DATA_TAGS, Mailbox
+from pycomm.transport.mailbox import DATA_TAGS, DEVICE_TAGS, Mailbox
 from pycomm.transport.mpi import MpiWire, import_mpi
 from pycomm.tuning import Tuning, Wish
 
@@ -86,7 +86,7 @@ class World:
 
     def tag(self, context: int) -> int:
         """Return the wire tag of a communicator's collectives."""
-        tag = DATA_TAGS + 1 + context
+        tag = DATA_TAGS + DEVICE_TAGS + 1 + context
         if tag >= self.wire.tags:
             raise CommError(
                 f"communicator number {context} is more than this MPI has tags for: "

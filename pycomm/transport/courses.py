@@ -7,8 +7,26 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-Steps = Generator[None, None, Any]
-"""Yields wherever it has to wait for somebody."""
+Steps = Generator["Look | None", None, Any]
+"""Yields wherever it has to wait for somebody; a Look where nobody will ring."""
+
+
+class Look:
+    """Something that has to be looked at often, from its making until `end`.
+
+    Args:
+        note: is told +1 now and −1 at the end.
+    """
+
+    def __init__(self, note: Callable[[int], None]):
+        self._note: Callable[[int], None] | None = note
+        note(1)
+
+    def end(self) -> None:
+        """Look no more; also by who gives up what it was for."""
+        note, self._note = self._note, None
+        if note is not None:
+            note(-1)
 
 
 class Course:
@@ -25,6 +43,7 @@ class Course:
         self.context = context
         self.finished = False
         self._steps = steps
+        self._look: Look | None = None
         self._turn = threading.Lock()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -44,11 +63,16 @@ class Course:
             raise self._error
         return self._result
 
+    def give_up(self) -> None:
+        """Look no more at what the steps wait for; their memory stays."""
+        if self._look is not None:
+            self._look.end()
+
     def _advance(self) -> None:
         if self.finished:
             return
         try:
-            next(self._steps)
+            self._look = next(self._steps)
         except StopIteration as end:
             self._result, self.finished = end.value, True
         except BaseException as error:
@@ -100,10 +124,12 @@ class Background:
                 self._courses = [course for course in self._courses if not course.finished]
 
     def drop(self, which: Callable[[Course], bool]) -> list[Course]:
-        """Advance some no more; return them."""
+        """Give some up; return them."""
         with self._lock:
             dropped = list(filter(which, self._courses))
             self._courses = [course for course in self._courses if course not in dropped]
+        for course in dropped:
+            course.give_up()
         return dropped
 
     def any(self, which: Callable[[Course], bool]) -> bool:

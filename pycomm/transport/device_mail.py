@@ -7,6 +7,7 @@ serial number: answers to the sender, and what goes on to the receiver. See `dev
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import pickle
@@ -23,9 +24,10 @@ from pycomm.devices.base import Stream
 from pycomm.devices.offers import Offer, Offers
 from pycomm.devices.pinned import Pinned
 from pycomm.devices.process import Device
-from pycomm.transport.courses import Background, Course, Steps
-from pycomm.transport.mailbox import Mailbox
+from pycomm.transport.courses import Background, Course, Look, Steps
+from pycomm.transport.mailbox import DATA_TAGS, DEVICE_TAGS, Mailbox
 from pycomm.transport.message import NOTICE, Received, Sent, SentByWire
+from pycomm.transport.wire import Wire
 
 PRIVATE = 1 << 31
 """Added to a communicator's number: the messages about messages."""
@@ -48,10 +50,12 @@ class Notice(NamedTuple):
     """What a message of a device array says about itself.
 
     Attributes:
-        way: "offered", "asked" (whether to offer segments), or "staged" (they come by the host).
+        way: "offered", "asked" (whether to offer segments), "staged" (they come by the host), or
+            "direct" (MPI shall bring it).
         gpu: the physical GPU of the sender.
         slab: opens some memory of the sender's, where nothing is offered: to try that.
         lent: whether the offer may be kept, instead of copied.
+        direct: whether MPI can bring it, as far as the sender's library is concerned.
     """
 
     way: str
@@ -63,6 +67,7 @@ class Notice(NamedTuple):
     offer: Offer | None
     slab: bytes
     lent: bool
+    direct: bool
 
 
 class Line(NamedTuple):
@@ -106,18 +111,21 @@ class DeviceMail:
         process: this one's number on the wire.
         incoming, outgoing, returning: streams: what is received, what is copied to be sent, and
             what waits for receivers.
-        unreachable: the processes that cannot read this one's GPU memory.
+        wire: carries the data of some messages itself, where it takes memory of GPUs.
+        unreachable: the processes that cannot read this one's GPU memory, and the way to them.
     """
 
     def __init__(
-        self, mailbox: Mailbox, device: Device | None, process: int, note: Callable[[int], None]
+        self, mailbox: Mailbox, device: Device | None, wire: Wire, note: Callable[[int], None]
     ):
         """`note` is told when the process begins (+1) and ceases (−1) to wait for its GPU."""
         self.mailbox = mailbox
         self.device = device
-        self.process = process
-        self.unreachable: set[int] = set()
+        self.wire = wire
+        self.process = wire.rank
+        self.unreachable: dict[int, str] = {}
         self.serials = itertools.count()
+        self._received = itertools.count()
         self._note = note
         self._at_gpu = 0
         self._left: list[Course] = []
@@ -162,10 +170,14 @@ class DeviceMail:
         self._left += self._background.drop(lambda c: c.context == context and c.kind in kinds)
 
     def finish(self) -> None:
-        """Wait a little for what is being sent: the GPU's memory ends with the process."""
+        """Wait a little for what is being sent: the GPU's memory ends with the process.
+
+        The rest stays: MPI goes on reading and writing that until it is finalized.
+        """
         if os.getpid() == self._owner:
             self._await_sends(lambda course: True)
             self._background.stop()
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
     def _await_sends(self, which: Callable[[Course], bool]) -> None:
         end = time.monotonic() + LAST_SENDS_S
@@ -198,23 +210,34 @@ class DeviceMail:
 
         def kept(_: Any) -> Steps:
             while not self.gpu.runtime.query(event):
-                yield
+                yield None
 
         self.start(kept(what), "kept", -1)
 
     def until(self, event: Any) -> Steps:
-        """Go on once the event is done; meanwhile the process does not wait for others only."""
-        self._at(1)
+        """Go on once the event is done."""
+        yield from self.looking(lambda: self.gpu.runtime.query(event))
+
+    def looking(self, done: Callable[[], bool]) -> Steps:
+        """Go on once that holds; meanwhile the process looks often, and waits not only for others.
+
+        So it is with what nobody rings for: events, and what MPI does by itself.
+        """
+        look = Look(self._at)
         try:
-            while not self.gpu.runtime.query(event):
-                yield
+            while not done():
+                yield look
         finally:
-            self._at(-1)
+            look.end()
 
     def _at(self, more: int) -> None:
         with self._lock:
             self._at_gpu += more
         self._note(more)
+
+    def wire_tag(self) -> int:
+        """Return a tag of the wire for what is received next."""
+        return DATA_TAGS + 1 + next(self._received) % DEVICE_TAGS
 
     # ---- room for copies that wait for their receivers
 

@@ -17,6 +17,7 @@ from pycomm.arrays import HOST, View, view
 from pycomm.devices.base import DeviceError, Stream
 from pycomm.devices.offers import Offer
 from pycomm.errors import MissingError
+from pycomm.transport import device_direct
 from pycomm.transport.courses import Steps
 from pycomm.transport.device_mail import ANSWER, MORE, DeviceMail, Line, Notice, notice_of
 from pycomm.transport.message import Received, disagreement, misplaced
@@ -88,7 +89,7 @@ class Receiving:
     def steps(self) -> Steps:
         """Receive it; returns the Arrival."""
         while not self._received.test():
-            yield
+            yield None
         handle, out = self._received.handle, self._out
         if not handle.is_notice:
             if out is not None and out.device != HOST:
@@ -145,7 +146,9 @@ class _Noticed:
     def _reached(self) -> int | None:
         """Return where the sender's memory is mapped; None if it is out of reach."""
         device, notice = self._mail.device, self._notice
-        if device is None or notice.way == "staged" or not device.runtime.can_access(notice.gpu):
+        if not (notice.offer or notice.slab):
+            return None
+        if device is None or not device.runtime.can_access(notice.gpu):
             return None
         try:
             offers = self._mail.offers
@@ -163,7 +166,9 @@ class _Noticed:
             left -= (yield from self._line.receive(MORE, None)).nbytes
 
     def _into(self, target: View, address: int | None) -> Steps:
-        if address is None:
+        if address is None and self._notice.direct and self._mail.wire.takes_gpus:
+            yield from device_direct.receive(self._mail, self._line, target)
+        elif address is None:
             if self._notice.way != "staged":
                 self._line.say(ANSWER, ("staged", b""))
             yield from self._from_host(target)
@@ -219,7 +224,7 @@ class _Noticed:
 
         def give_back() -> Steps:
             while not dropped:
-                yield
+                yield None
             self._return(offer, dropped[0])
 
         def used(stream: Stream) -> None:

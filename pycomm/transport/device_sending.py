@@ -6,10 +6,15 @@
     asked     nothing yet                "segments"              copy a segment, offer it; …
     asked                                "staged"                as below
     staged    that segments will come    nothing                 copy each to the host, send it; …
+    direct    that MPI shall bring it    "direct", with a tag    MPI sends it from where it lies
+
+Where the MPI of both ends takes memory of GPUs, the answer out of reach is "direct", and that is
+the way from then on: see `device_direct.py`.
 
 A symmetric array is offered where it is. Of an ordinary one a copy is offered, as long as it is at
 most a segment and not too much waits for that receiver; larger ones are asked for. A receiver that
-could not reach this GPU once gets everything staged. Two segments are under way at a time.
+could not reach this GPU once gets everything staged, or direct. Two segments are under way at a
+time.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from pycomm.arrays import View, is_tensor, view
 from pycomm.devices.base import Stream
 from pycomm.devices.offers import Ticket
 from pycomm.devices.slabs import Block, Place
+from pycomm.transport import device_direct
 from pycomm.transport.courses import Steps
 from pycomm.transport.device_mail import ANSWER, MORE, DeviceMail, Line, Notice, notice_view
 from pycomm.transport.message import Sent, SentByWire
@@ -57,23 +63,32 @@ class Sending:
         """Send it; ends when the receiver has it, and nothing here is in use for it any more."""
         place = self._place()
         self._begun = self._mail.event_on(self._stream)
-        if self._line.process in self._mail.unreachable:
-            self._notify("staged", place)
+        known = self._mail.unreachable.get(self._line.process)
+        self._notify(known or ("offered" if place else "asked"), place)
+        if known == "staged":
             yield from self._stage()
             return
-        self._notify("offered" if place else "asked", place)
         if self._copy:
             self._set_free(self._begun)
-        way, done = yield from self._line.hear(ANSWER)
+        way, told = yield from self._line.hear(ANSWER)
+        if way in ("staged", "direct"):
+            self._mail.unreachable[self._line.process] = way
+        yield from self._go(way, told)
+        if self._ticket:
+            self._take_back(self._ticket, told if way == "taken" else b"", place)
+        self._drop_copy()
+        if not self.free:
+            self._set_free(self._mail.event_on(self._mail.returning))
+
+    def _go(self, way: str, told: Any) -> Steps:
+        """Send it in the way that the receiver has answered."""
         if way == "staged":
-            self._mail.unreachable.add(self._line.process)
             yield from self._stage()
         elif way == "segments":
             yield from self._offer_segments()
-        if self._ticket:
-            self._take_back(self._ticket, done, place)
-        if not self.free:
-            self._set_free(self._mail.event_on(self._mail.returning))
+        elif way == "direct":
+            where = self._address, self._source.nbytes
+            yield from device_direct.send(self._mail, self._line, *where, self._begun, told)
 
     def _place(self) -> Place | None:
         """Return where to offer the whole array; the first step, on the caller's stream."""
@@ -84,7 +99,7 @@ class Sending:
         if process == self._mail.process:
             return self._copied()
         large = place is not None and source.nbytes > SMALL_BYTES
-        if large or process in self._mail.unreachable:
+        if large or self._mail.unreachable.get(process) == "staged":
             return place
         return self._copied() if self._mail.has_room(process, source.nbytes) else place
 
@@ -117,6 +132,7 @@ class Sending:
             offer,
             slab,
             self._copy is None,
+            self._mail.wire.takes_gpus,
         )
         self._mail.mailbox.send(
             notice_view(notice), False, line.context, line.me, self._tag, line.process
@@ -135,10 +151,12 @@ class Sending:
         self._mail.offers.wait_for_reader(ticket, process, done, returning)
         if place and done:
             self._slabs.note_use(place, returning)
-        if self._copy:
-            self._copy = None
-            if process != self._mail.process:
-                self._mail.leave_room(process, self._source.nbytes)
+
+    def _drop_copy(self) -> None:
+        process = self._line.process
+        if self._copy and process != self._mail.process:
+            self._mail.leave_room(process, self._source.nbytes)
+        self._copy = None
 
     # ---- segments
 
@@ -184,5 +202,5 @@ class Sending:
 
     def _give_back(self, sent: Sent | SentByWire, room: np.ndarray) -> Steps:
         while not sent.test():
-            yield
+            yield None
         self._mail.pinned.give_back(room)

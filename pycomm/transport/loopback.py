@@ -19,6 +19,7 @@ class LoopbackWire:
     library = "no MPI"
     threads = "none"
     outlives = False
+    takes_gpus = False
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Raise: no other process exists."""

@@ -33,7 +33,9 @@ ANY = -1
 
 HEADER_TAG = 0
 DATA_TAGS = 4096
-"""Wire tags 1…DATA_TAGS carry data, in turn for each pair; higher ones are for communicators."""
+"""Wire tags 1…DATA_TAGS carry data, in turn for each pair."""
+DEVICE_TAGS = 4096
+"""The next ones carry arrays of GPUs, in turn for each receiver; higher ones communicators."""
 
 INLINE_BYTES = 4096
 LAST_SENDS_S = 1.0
@@ -45,7 +47,8 @@ _logger = logging.getLogger("pycomm")
 _BY_CODE = list(DTYPES.values())
 
 
-def _at(address: int, nbytes: int) -> np.ndarray:
+def memory_at(address: int, nbytes: int) -> np.ndarray:
+    """Return memory for a wire; it must stay, and on a GPU nobody but MPI may look into it."""
     return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
 
 
@@ -231,7 +234,7 @@ class Mailbox:
     def _fetch(self, receive: _native.Receive) -> None:
         """Start to move large data that are at the other end of the wire."""
         if number := receive.elsewhere:
-            memory = _at(receive.address, receive.nbytes)
+            memory = memory_at(receive.address, receive.nbytes)
             transfer = self._wire.irecv(memory, *self._data.pop(number))
             self._transfers.append((receive, transfer))
 

@@ -27,6 +27,8 @@ _THREADS = ("single", "funneled", "serialized", "multiple")
 _FT_ENABLE = "OMPI_MCA_mpi_ft_enable"
 """What mpirun --with-ft ulfm sets: its launcher does not end the others when a process dies."""
 
+_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA
+
 _DEFAULTS = {"OMPI_MCA_btl_tcp_flags": "send,inplace"}
 """Open MPI's settings where the user has made none.
 
@@ -61,7 +63,21 @@ def library_name(version: str) -> str:
 
 def _address(mpi: Any, name: str) -> int:
     """Return the address of a function of MPI."""
-    return ctypes.cast(getattr(ctypes.CDLL(mpi.__file__), name), ctypes.c_void_p).value or 0
+    return ctypes.cast(getattr(_library(mpi), name), ctypes.c_void_p).value or 0
+
+
+def _library(mpi: Any) -> ctypes.CDLL:
+    return ctypes.CDLL(mpi.__file__)
+
+
+def takes_gpus(mpi: Any) -> bool:
+    """Say whether the library says that it takes memory of CUDA's GPUs; initialised it must be."""
+    library, flag = _library(mpi), ctypes.c_int(0)
+    if hasattr(library, "MPIX_Query_cuda_support"):
+        return bool(library.MPIX_Query_cuda_support() == 1)
+    if hasattr(library, "MPIX_GPU_query_support"):  # MPICH
+        library.MPIX_GPU_query_support(_CUDA, ctypes.byref(flag))
+    return flag.value != 0
 
 
 class _MpiRequest:
@@ -125,6 +141,7 @@ class MpiWire:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.library = library_name(mpi.Get_library_version())
+        self.takes_gpus = takes_gpus(mpi)
         self.threads = _THREADS[mpi.Query_thread()]
         self.tags: int = mpi.COMM_WORLD.Get_attr(mpi.TAG_UB) + 1
 

@@ -36,6 +36,8 @@ class Wire(Protocol):
     """What it runs on, with its version."""
     outlives: bool
     """Whether the job goes on when a process dies."""
+    takes_gpus: bool
+    """Whether what it sends and receives may be memory of GPUs, too: found out from the library."""
 
     def isend(self, data: np.ndarray, peer: int, tag: int) -> WireRequest:
         """Start to send a flat uint8 array."""

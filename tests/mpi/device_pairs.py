@@ -37,7 +37,25 @@ def out_of_reach(
     return in_reach(comm, delay_s, gpus=comm.size, peers=())
 
 
-REACH = {"in reach": in_reach, "out of reach": out_of_reach}
+@contextlib.contextmanager
+def by_mpi(
+    comm: pycomm.Communicator, delay_s: float = DELAY_S, says_so: bool = True
+) -> Iterator[pycomm.Communicator]:
+    """Give one out of reach, where MPI's libraries take memory of GPUs, as they take the double's.
+
+    Args:
+        says_so: whether that of this rank does.
+    """
+    wire = comm.world.wire
+    before, wire.takes_gpus = wire.takes_gpus, says_so
+    try:
+        with out_of_reach(comm, delay_s) as other:
+            yield other
+    finally:
+        wire.takes_gpus = before
+
+
+REACH = {"in reach": in_reach, "out of reach": out_of_reach, "by MPI": by_mpi}
 
 
 def ring(comm: pycomm.Communicator) -> tuple[int, int]:

@@ -12,7 +12,17 @@ import pytest
 import pycomm
 from pycomm.devices import process
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import LARGE, PLACES, REACH, held, in_reach, out_of_reach, pattern, ring
+from tests.mpi.device_pairs import (
+    LARGE,
+    PLACES,
+    REACH,
+    by_mpi,
+    held,
+    in_reach,
+    out_of_reach,
+    pattern,
+    ring,
+)
 from tests.mpi.devices import ordinary, runtime, several, symmetric
 
 
@@ -54,6 +64,8 @@ def test_results_and_reuse_are_ordered_by_the_callers_stream(comm, make):
     with in_reach(comm, 0.001) as dev:
         assert wrong_messages(dev, make) == 0
     with out_of_reach(comm, 0.001) as dev:
+        assert wrong_messages(dev, make) == 0
+    with by_mpi(comm, 0.001) as dev:
         assert wrong_messages(dev, make) == 0
 
 
