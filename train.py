@@ -42,7 +42,10 @@ DEVICE = (
     "cuda: each rank on a GPU of its host, dealt out in turn; with more ranks than GPUs some share "
     "one.  [default: cuda if every rank has one]"
 )
-PRECISION = "bf16: bfloat16 where torch.autocast finds that it does; weights stay float32."
+PRECISION = (
+    "bf16, fp16: narrow floats where torch.autocast finds that they do; weights stay float32. fp16 "
+    "scales the loss."
+)
 EVERY = (
     "Save also after so many steps.  [default: after each epoch, and when SIGTERM or SIGUSR1 ends "
     "the run]"
@@ -73,9 +76,7 @@ FITTING = "[default: fits the data]"
 @click.option("--steps", type=POSITIVE, help="Updates, instead of --epochs.")
 @click.option("--batch-size", type=POSITIVE, help=f"Of all ranks together.  {FITTING}")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help=f"Of AdamW.  {FITTING}")
-@click.option(
-    "--lr-schedule", "rates", type=click.Choice(list(RATES)), default="constant", help=RATE
-)
+@click.option("--lr-schedule", type=click.Choice(list(RATES)), default="constant", help=RATE)
 @click.option("--warmup", type=click.IntRange(0), default=0, metavar="STEPS", help=WARMUP)
 @click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help=CLIP)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of weights and order.")

@@ -51,7 +51,7 @@ def test_compression_sends_fewer_bytes():
         common = ["train.py", "--batch-size", "300", "--epochs", "2"]
         result = mpirun(2, *common, *options, timeout=120)
         assert result.returncode == 0, result.stderr
-        return float(re.search(r"│\s+0 │.*│\s+([\d.]+) │", result.stdout)[1])
+        return float(re.search(r"│\s+0 │.*│\s+([\d.]+) │\s+[\d.]+ │", result.stdout)[1])
 
     assert megabytes("--compression", "int8") < 0.27 * megabytes()
 
@@ -132,6 +132,9 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
+        ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),
+        ("--checkpoint-every 5", r"checkpoint_every=5 needs checkpoint=, a folder"),
+        ("--check-finite --precision fp16", r"check_finite=True with precision='fp16'"),
         ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
         ("--compression zip", r"compression='zip' does not exist: choose from 'bf16'"),
         ("--compression bf16 --parallel model", r"--compression, --shard and --share are for"),
