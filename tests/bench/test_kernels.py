@@ -75,7 +75,8 @@ def test_every_kernel_template_has_a_row(device):
             kernel.prepare(sets)
             kernel.uses(sets)["pycomm"](0)
     launched = {name.partition("<")[0] for name, _ in device.launcher.launches}
-    assert launched == set(TEMPLATES)
+    between_ranks = {"reduce_between", "copy_between", "meet_only"}  # see bench/collectives.py
+    assert launched == set(TEMPLATES) - between_ranks
 
 
 @pytest.mark.parametrize("name", kernels())
