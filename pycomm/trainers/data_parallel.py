@@ -71,6 +71,7 @@ class DataParallelTrainer(Trainer):
         shard: whether the ranks divide the optimizer's state, see ShardedUpdate: then `p.grad` is
             this rank's own part of the gradient. None: where reduce, update and publish are one
             pass, that is with SGD, Adam or AdamW on CPU ranks that share memory; False: never.
+            Adam's square roots are then rounded correctly, which torch's are not always.
         share: whether the ranks, all of one host, also share one copy of the parameters: what one
             writes all see. It is rank 0's, who must keep the module as long as others use it.
 

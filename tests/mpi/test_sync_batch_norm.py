@@ -23,7 +23,7 @@ KINDS = {
 }
 SHARES = {
     "even": lambda rank: 4,
-    "uneven": lambda rank: 1 + 3 * rank,
+    "uneven": lambda rank: 2 + 3 * rank,
     "one rank has none": lambda rank: 0 if rank == 1 else 3 + rank,
     "the first has two, others none": lambda rank: 2 * (rank == 0),
 }
