@@ -11,13 +11,14 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.compression import Factory
-from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.finite import is_finite
 from pycomm.parallel.flat_parameters import FlatParameters
 from pycomm.parallel.fused_update import FusedUpdate
 from pycomm.parallel.rules import is_elementwise, rule_of
 from pycomm.parallel.scattered_update import ScatteredUpdate
 from pycomm.parallel.sharded_state import ShardedState
 from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.parallel.whole_update import WholeUpdate
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class ShardedUpdate:
         share: whether all ranks, of one host, share one copy of the parameters; what one writes
             to them all see. It is rank 0's, who must keep them as long as others use them.
         check_finite: look at every gradient of every rank.
+        whole: the gradient that this is a part of; None: all of it.
 
     Raises:
         UnsupportedError: `share` on ranks that share no memory.
@@ -90,18 +92,20 @@ class ShardedUpdate:
         *,
         share: bool = False,
         check_finite: bool = False,
+        whole: WholeGradient | None = None,
     ):
         rule = rule_of(optimizer) if can_fuse(optimizer, parameters, comm) else None
         self._comm, self._check_finite = comm, check_finite
-        self._named = parameters
+        self._named, self._whole = parameters, whole or WholeGradient(comm)
         self.parameters = FlatParameters(parameters, comm, share=share)
         self._state = ShardedState(optimizer, self.parameters)
         self.fused = rule is not None
         self._way: FusedUpdate | ScatteredUpdate
         if rule is not None:
-            self._way = FusedUpdate(optimizer, rule, self.parameters, self._state.groups, comm)
+            groups = self._state.groups
+            self._way = FusedUpdate(optimizer, rule, self.parameters, groups, comm, self._whole)
         else:
-            self._way = ScatteredUpdate(optimizer, self.parameters, comm)
+            self._way = ScatteredUpdate(optimizer, self.parameters, comm, self._whole)
 
     def expect(self, last: bool) -> None:
         """Say whether gradients are final once the next backward pass has added to them."""
@@ -132,7 +136,7 @@ class ShardedUpdate:
 
     def _raise_not_finite(self) -> None:
         found = [n for n, p in self._named if p.grad is not None and not is_finite(p.grad)]
-        raise_if_any(self._comm, found)
+        self._whole.raise_not_finite(found)
 
 
 def can_fuse(
@@ -159,6 +163,7 @@ def make_update(
     algorithm: str | None,
     compression: str | Factory | None,
     bucket_bytes: int,
+    whole: WholeGradient | None = None,
 ) -> Update:
     """Return how a module's parameters are updated.
 
@@ -168,6 +173,7 @@ def make_update(
         share: whether ranks share one copy of the parameters.
         check_finite: look at every gradient of every rank.
         algorithm, compression, bucket_bytes: of the reduction without shards.
+        whole: the gradient that this is a part of; None: all of it.
 
     Raises:
         ArgumentError: `share` with `shard=False`, or `compression` with shards.
@@ -194,11 +200,14 @@ def make_update(
     plain = shard is None and algorithm is None and compression is None
     unasked = plain and _is_better_sharded(optimizer, module, trained, comm)
     if optimizer is not None and divisible and (share or shard or unasked):
-        return ShardedUpdate(optimizer, trained, comm, share=share, check_finite=check_finite)
+        return ShardedUpdate(
+            optimizer, trained, comm, share=share, check_finite=check_finite, whole=whole
+        )
     return WholeUpdate(
         optimizer,
         module,
         comm,
+        whole or WholeGradient(comm),
         check_finite=check_finite,
         algorithm=algorithm,
         compression=compression,
