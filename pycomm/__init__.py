@@ -21,6 +21,7 @@ from pycomm.errors import (
     UnsupportedError,
 )
 from pycomm.kernels.numba_ops import reduce_op
+from pycomm.mesh import Mesh
 from pycomm.startup import init
 from pycomm.transport.mailbox import ANY
 from pycomm.types import ReduceOp, premul_sum
@@ -48,6 +49,7 @@ __all__ = [
     "DeadlockError",
     "DepartedError",
     "DivergedError",
+    "Mesh",
     "MismatchError",
     "MissingError",
     "ModelParallelTrainer",
