@@ -63,6 +63,11 @@ class Mesh:
             raise ArgumentError(f"a mesh has no dimension {name!r}: use 'dp', 'pp' or 'tp'")
         return self._along[name]
 
+    def rank_at(self, dp: int = 0, pp: int = 0, tp: int = 0) -> int:
+        """Return the rank in `comm` that has a place."""
+        sizes = self.shape
+        return self._ranks[(dp * sizes["pp"] + pp) * sizes["tp"] + tp]
+
     def describe(self) -> str:
         """Return a table of all ranks in the order of their places: host, and place along each."""
         sizes, hosts = [*self.shape.values()], self.comm.hosts
