@@ -18,6 +18,7 @@ from pycomm.errors import (
     MissingError,
     NonFiniteError,
     RankFailedError,
+    StageError,
     UnsupportedError,
 )
 from pycomm.kernels.numba_ops import reduce_op
@@ -55,6 +56,7 @@ __all__ = [
     "ModelParallelTrainer",
     "NonFiniteError",
     "RankFailedError",
+    "StageError",
     "ReduceOp",
     "UnsupportedError",
     "Work",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,21 @@ from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.idle import Times
+from pycomm.parallel.joined import joined
 from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
-from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
-from pycomm.parallel.pipeline import Stage
+from pycomm.parallel.partition import parts_of
+from pycomm.parallel.parts import Part
+from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, tensors
-from pycomm.parallel.schedule import Action, Forward, find_schedule
+from pycomm.parallel.schedules.actions import Forward, Schedule
+from pycomm.parallel.schedules.registry import find_schedule
+from pycomm.parallel.schedules.timeline import idle_share
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
+from pycomm.trainers.idle_report import idle_remarks, pipeline_row
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
 from pycomm.trainers.rates import Rates
@@ -32,27 +37,35 @@ if TYPE_CHECKING:
 
 
 class ModelParallelTrainer(Trainer):
-    """Train a model by model parallelism: rank s runs, and updates, the s-th part of its layers.
+    """Train a model by model parallelism: each rank runs, and updates, a stage of it, or several.
 
     A batch is cut into microbatches (`torch.tensor_split`; fewer when it has fewer samples), which
-    flow through the parts as the schedule says; each one's loss is weighed by its share of the
-    batch, so the gradient is that of the whole batch's mean loss. microbatches=1 runs the parts
-    one after the other. All parts start from the weights of rank 0. A batch norm sees microbatches.
+    flow through the stages as the schedule says; each one's loss is weighed by its share of the
+    batch, so the gradient is that of the whole batch's mean loss. All stages start from the weights
+    of rank 0. A batch norm sees microbatches.
 
     `step` takes the whole global batch: inputs on the first rank, targets on the last; every rank
     may pass None for what it does not need. Metrics and losses are the same on every rank.
 
+    Attributes:
+        pipeline: this rank's stages; `pipeline.times` says where the time of the last step went.
+
     Args:
-        module: an nn.Sequential or a list of layers, the same on every rank; only this rank's
-            layers are kept. The names of parameters stay those of the whole model.
-        optimizer: called once with this part's list of (name, parameter); returns a torch
-            optimizer. Not called on a part without parameters.
+        module: an nn.Sequential, a list of layers, or a Part for each stage; the same on every
+            rank, which keeps its stages only. Parameters have their names in the whole model.
+        optimizer: called once with this rank's list of (name, parameter); returns a torch
+            optimizer. Not called on a rank without parameters.
         loss_fn: (output, targets) → the mean loss over its inputs, a scalar tensor.
-        comm: the ranks, one for each part.
+        comm: the ranks.
         microbatches: how many a batch is cut into.
-        schedule: the order of forward and backward; "fill_drain".
+        schedule: the order of forward and backward: "1f1b", "gpipe", "interleaved", "zb-h1" or
+            "sequential"; `python -m pycomm trace` draws them.
+        stages_per_rank: how many stages each rank has, with "interleaved", by default 2; of n
+            ranks, rank r has the stages r, r + n, r + 2n and so on. Other schedules have one.
+        recompute: keep only what stages take, and run forward again before backward: less memory
+            for a third more computing.
         balance: what parts are balanced by: "params", or a cost for each layer.
-        clip_norm: the largest norm of the whole gradient, over all parts; None does not clip.
+        clip_norm: the largest norm of the whole gradient, over all stages; None does not clip.
         weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
         device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
             module is moved there, batches as they come. None: where the module is.
@@ -63,20 +76,22 @@ class ModelParallelTrainer(Trainer):
             on all ranks, naming rank and parameter, if one is not finite.
 
     Raises:
-        ArgumentError: there are more ranks than layers, parts share a parameter, or a value is
-            out of range.
+        ArgumentError: there are more stages than layers, stages share a parameter, or a value
+            is out of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
     """
 
     def __init__(
         self,
-        module: nn.Module | Sequence[nn.Module],
+        module: nn.Module | Sequence[nn.Module] | Sequence[Part],
         optimizer: OptimizerFactory,
         loss_fn: LossFunction,
         comm: Communicator,
         microbatches: int = 8,
-        schedule: str = "fill_drain",
+        schedule: str = "1f1b",
+        stages_per_rank: int | None = None,
+        recompute: bool = False,
         balance: str | Sequence[float] = "params",
         clip_norm: float | None = None,
         weight: Weight | None = None,
@@ -87,23 +102,23 @@ class ModelParallelTrainer(Trainer):
     ):
         given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
         check_equal(comm, "microbatches, schedule or balance", given)
+        check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
         self._microbatches = microbatches
-        layers = layers_of(module)
-        whole = nn.Sequential(OrderedDict(layers))
-        costs = layer_costs(layers, balance)
+        self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
+        parts = parts_of(module, comm.size * self._stages_per_rank, balance)
+        whole = joined([part.module for part in parts])
         place_here = place(whole, comm, device)
         check_same_model(whole, comm)
-        parts = _split(layers, partition(costs, comm.size))
         self._whole = describe(whole)
-        before = any(p.requires_grad for part in parts[: comm.rank] for p in part.parameters())
-        part = parts[comm.rank]
+        mine = [part.module for part in parts[comm.rank :: comm.size]]
         _deliver(parts, comm)
-        move(part, comm, place_here)
+        for part in mine:
+            move(part, comm, place_here)
         super().__init__(
-            part,
+            joined(mine),
             optimizer,
             loss_fn,
             comm,
@@ -116,11 +131,13 @@ class ModelParallelTrainer(Trainer):
             check_finite=check_finite,
         )
         self._check_finite = check_finite
-        self._stage = Stage(part, comm, before, self._forward_context)
+        on_gpu = place_here.type == "cuda"
+        self.pipeline = Pipeline(parts, comm, self._forward_context, recompute, copy=on_gpu)
+        self._times = Times()
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return the whole global batch on the first and last rank, nothing of it elsewhere."""
-        return indices if self._stage.first or self._stage.last else indices[:0]
+        return indices if self.pipeline.first or self.pipeline.last else indices[:0]
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         batch = self._cut(inputs, targets)
@@ -131,7 +148,7 @@ class ModelParallelTrainer(Trainer):
             )
         losses: list[tuple[torch.Tensor, float]] = []
 
-        def loss(microbatch: int, output: torch.Tensor) -> torch.Tensor | None:
+        def loss(microbatch: int, output: Any) -> torch.Tensor | None:
             weight = batch.weights[microbatch]
             if weight == 0:
                 return None
@@ -139,7 +156,10 @@ class ModelParallelTrainer(Trainer):
             losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight * self._scale)
 
-        self._stage.run(self._actions(batch), batch.inputs, loss)
+        self.pipeline.run(self._plan(batch)[self.comm.rank], batch.inputs, loss)
+        times = self.pipeline.times
+        self._times.add(times)
+        self.meter.add(times.transferring_s, times.idle_s)
         value = np.array([sum(mean.item() * weight for mean, weight in losses)], np.float64)
         self.comm.broadcast(value, root=self.comm.size - 1)
         return BatchLoss(float(value[0]), batch.weight, batch.samples)
@@ -148,12 +168,13 @@ class ModelParallelTrainer(Trainer):
         batch = self._cut(inputs, targets)
         sums = no_sums(metrics)
 
-        def collect(microbatch: int, output: torch.Tensor) -> None:
+        def collect(microbatch: int, output: Any) -> None:
             target, weight = batch.targets[microbatch], batch.weights[microbatch]
             sums[:] += batch_sums(output, target, self.loss_fn, weight, metrics)
 
-        forwards = [a for a in self._actions(batch) if isinstance(a, Forward)]
-        self._stage.run(forwards, batch.inputs, collect)
+        row = self._plan(batch)[self.comm.rank]
+        forwards = [action for action in row if isinstance(action, Forward)]
+        self.pipeline.run(forwards, batch.inputs, collect)
         return sums
 
     def _apply_gradients(self) -> None:
@@ -193,9 +214,19 @@ class ModelParallelTrainer(Trainer):
     def _share_buffers(self) -> None:
         """Every part is on one rank only."""
 
-    def _actions(self, batch: _Batch) -> list[Action | None]:
-        count = min(self._microbatches, batch.samples)
-        return self._schedule(self.comm.size, count)[self.comm.rank]
+    def _row(self) -> dict[str, Any]:
+        ideal = idle_share(self._build(self._microbatches))
+        return {**super()._row(), **pipeline_row(self._times, ideal)}
+
+    def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
+        plan = f"{self._schedule.name} of {self._microbatches} microbatches"
+        return idle_remarks(rows, plan)
+
+    def _plan(self, batch: _Batch) -> Schedule:
+        return self._build(min(self._microbatches, batch.samples))
+
+    def _build(self, microbatches: int) -> Schedule:
+        return self._schedule.build(self.comm.size, microbatches, self._stages_per_rank)
 
     def _cut(self, inputs: Any, targets: Any) -> _Batch:
         """Cut what this rank has of a batch into microbatches, and tell the others its size.
@@ -204,8 +235,8 @@ class ModelParallelTrainer(Trainer):
             ArgumentError: on every rank, if the first has no inputs or the last no targets, if
                 their numbers differ, or if there are none.
         """
-        xs = self._microbatches_of(self._moved(inputs)) if self._stage.first else []
-        ts = self._microbatches_of(targets) if self._stage.last else []
+        xs = self._microbatches_of(self._moved(inputs)) if self.pipeline.first else []
+        ts = self._microbatches_of(targets) if self.pipeline.last else []
         weights = [float(self._weight(t)) for t in ts]
         total = sum(weights) if all(w >= 0 for w in weights) else math.nan
         mine = np.array([sum(map(len, xs)), sum(map(len, ts)), total], np.float64)
@@ -216,7 +247,7 @@ class ModelParallelTrainer(Trainer):
                 f"rank 0 got inputs with {samples} samples, rank {self.comm.size - 1} targets with "
                 f"{others} (this is rank {self.comm.rank}): pass tensors of equal length ≥ 1 there"
             )
-        ts = self._microbatches_of(self._moved(targets)) if self._stage.last else []
+        ts = self._microbatches_of(self._moved(targets)) if self.pipeline.last else []
         return _Batch(samples, total, xs, ts, weights)
 
     def _moved(self, batch: Any) -> Any:
@@ -239,26 +270,12 @@ class _Batch:
     weights: list[float]
 
 
-def _split(layers: Layers, ranges: list[range]) -> list[nn.Sequential]:
-    parts = [nn.Sequential(OrderedDict(layers[r.start : r.stop])) for r in ranges]
-    owner: dict[int, int] = {}
-    for rank, part in enumerate(parts):
-        for name, parameter in part.named_parameters():
-            other = owner.setdefault(id(parameter), rank)
-            if other != rank:
-                raise ArgumentError(
-                    f"parameter {name!r} of part {rank} is shared with part {other}: give each its "
-                    f"own, or costs in balance= that keep both layers in one part"
-                )
-    return parts
-
-
-def _deliver(parts: list[nn.Sequential], comm: Communicator) -> None:
-    """Send each part's parameters and buffers from rank 0 to the rank that runs it."""
-    if comm.rank != 0:
-        for _, tensor in tensors(parts[comm.rank]):
-            comm.recv(0, out=tensor)
-        return
-    for rank in range(1, comm.size):
-        for _, tensor in tensors(parts[rank]):
-            comm.send(tensor, rank)
+def _deliver(parts: Sequence[Part], comm: Communicator) -> None:
+    """Send each stage's parameters and buffers from rank 0 to the rank that runs it."""
+    for stage, part in enumerate(parts):
+        rank = stage % comm.size
+        for _, tensor in tensors(part.module) if rank > 0 else ():
+            if comm.rank == 0:
+                comm.send(tensor, rank)
+            elif comm.rank == rank:
+                comm.recv(0, out=tensor)

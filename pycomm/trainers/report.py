@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ class Meter:
         self.busy_s += busy
         self.idle_s += idle
         self.bytes_sent += int(sent)
+
+    def add(self, transferring_s: float, idle_s: float) -> None:
+        """Add time inside pycomm that its counters do not have: of messages."""
+        self.busy_s += transferring_s + idle_s
+        self.idle_s += idle_s
 
     def row(self) -> dict[str, Any]:
         """Return this rank's line of the report; times in seconds."""
@@ -87,15 +93,20 @@ _COLUMNS = {
 }
 
 
-def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the rows of `Trainer.report`, one for each rank, as a table."""
+def print_rows(
+    rows: list[dict[str, Any]], console: Console | None = None, remarks: Sequence[str] = ()
+) -> None:
+    """Print the rows of `Trainer.report`, one for each rank, as a table, and remarks below it."""
+    console = console or Console()
     table = Table(title="per rank")
     shown = [key for key in _COLUMNS if any(key in row for row in rows)]
     for key in shown:
         table.add_column(_COLUMNS[key][0], justify="right")
     for row in rows:
         table.add_row(*(_COLUMNS[key][1].format(_in_unit(key, row[key])) for key in shown))
-    (console or Console()).print(table)
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, highlight=False)
 
 
 def _in_unit(key: str, value: float) -> float:
