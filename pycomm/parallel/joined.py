@@ -12,13 +12,15 @@ from torch import nn
 def joined(modules: Sequence[nn.Module]) -> nn.Module:
     """Return a module with everything that `modules` have, by the same names.
 
-    Of nn.Sequentials it is one that applies their layers in that order; else it cannot be called,
-    unless there is one only.
+    A single one is returned as it is. Of nn.Sequentials it is one that applies their layers in
+    that order; else it cannot be called.
     """
+    if len(modules) == 1:
+        return modules[0]
     if all(isinstance(module, nn.Sequential) for module in modules):
         layers = [layer for module in modules for layer in module._modules.items()]
         return nn.Sequential(OrderedDict(layers))  # type: ignore[arg-type]
-    return modules[0] if len(modules) == 1 else _Joined(modules)
+    return _Joined(modules)
 
 
 class _Joined(nn.Module):

@@ -51,6 +51,7 @@ class Pipeline:
         context: makes the context of each forward pass and loss, such as autocast's.
         recompute: keep only what stages take, and run forward again before backward.
         copy: whether what comes is copied out of the channel: necessary on a GPU.
+        everyone: the ranks of all pipelines that run at once; None: of this one only.
 
     Raises:
         ArgumentError: the parts do not fit together, or their number is no multiple of the ranks.
@@ -63,6 +64,7 @@ class Pipeline:
         context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         recompute: bool = False,
         copy: bool = False,
+        everyone: Communicator | None = None,
     ):
         if not parts or len(parts) % comm.size:
             raise ArgumentError(
@@ -70,6 +72,7 @@ class Pipeline:
                 f"many"
             )
         self._comm, self._copy, self._count = comm, copy, len(parts)
+        self._everyone = comm if everyone is None else everyone
         self._routes = routes_of(parts)
         takers = Counter(route.value for route in self._routes)
         shared = frozenset(value for value, count in takers.items() if count > 1)
@@ -85,16 +88,18 @@ class Pipeline:
         actions: Sequence[Action],
         inputs: Sequence[Any] = (),
         loss: Loss = lambda microbatch, output: None,
+        before_last: Callable[[], None] = lambda: None,
     ) -> None:
         """Run this rank's row of a schedule; gradients are added to the parameters' `grad`.
 
         A row of forward actions only, under `torch.no_grad()`, evaluates. All that was sent has
-        been delivered when this returns, on every rank.
+        been delivered when this returns, on every rank. Every rank of `everyone` must call this.
 
         Args:
             actions: the row.
             inputs: on the first rank those of each microbatch.
             loss: on the last rank, called once for each microbatch.
+            before_last: called before the last action that adds to gradients.
 
         Raises:
             StageError: a stage has failed, here or on another rank; raised on all.
@@ -110,7 +115,10 @@ class Pipeline:
         for action in actions:
             if isinstance(action, Forward):
                 self._traffic.expect(action.stage, action.microbatch)
-        for action in actions:
+        last = max((i for i, a in enumerate(actions) if not isinstance(a, Forward)), default=-1)
+        for number, action in enumerate(actions):
+            if number == last:
+                before_last()
             self._do(action)
         self._traffic.settle()
         self._agree()
@@ -180,10 +188,10 @@ class Pipeline:
         """Raise on all ranks if a stage has failed on any."""
         failed = np.array([self._failure is not None], np.int32)
         with self.times.ending():
-            self._comm.all_reduce(failed)
+            self._everyone.all_reduce(failed)
         if not failed[0]:
             return
-        texts = self._comm.all_gather_object(self._failure and self._failure.text)
+        texts = self._everyone.all_gather_object(self._failure and self._failure.text)
         raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from self._error
 
 

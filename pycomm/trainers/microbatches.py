@@ -97,8 +97,8 @@ def _agreed(everyone: np.ndarray, mesh: Mesh) -> tuple[int, float]:
         given, wanted = int(everyone[first][0]), int(everyone[last][1])
         if given != wanted:
             raise ArgumentError(
-                f"rank {first} got inputs of {given} samples, rank {last} targets of {wanted} "
-                f"(this is rank {mesh.comm.rank}): pass both of equal length there, or None"
+                f"rank {first} got inputs with {given} samples, rank {last} targets with "
+                f"{wanted} (this is rank {mesh.comm.rank}): pass both of equal length there, or None"
             )
         samples.append(given)
         weights.append(float(everyone[last][2]))

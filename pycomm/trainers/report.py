@@ -26,10 +26,20 @@ class Meter:
 
     Computing is the time outside pycomm, data loading included; communicating is the time inside
     pycomm less the part in which it waited for other ranks, which is idle.
+
+    Args:
+        comm: all ranks.
+        device: where this rank computes.
+        others: more Communicators that the trainer uses, such as those of a mesh.
     """
 
-    def __init__(self, comm: Communicator, device: torch.device = CPU):
-        self.comm, self._device = comm, device
+    def __init__(
+        self,
+        comm: Communicator,
+        device: torch.device = CPU,
+        others: Sequence[Communicator] = (),
+    ):
+        self.comm, self._device, self._others = comm, device, others
         self.samples = 0
         self.wall_s = self.busy_s = self.idle_s = 0.0
         self.bytes_sent = 0
@@ -64,8 +74,9 @@ class Meter:
         }
 
     def _now(self) -> tuple[float, float, float, int]:
-        stats = self.comm.stats
-        return time.perf_counter(), stats.busy_s, stats.idle_s, stats.bytes_sent
+        stats = [comm.stats for comm in (self.comm, *self._others)]
+        busy, idle = sum(s.busy_s for s in stats), sum(s.idle_s for s in stats)
+        return time.perf_counter(), busy, idle, sum(s.bytes_sent for s in stats)
 
 
 def gpu_memory(device: torch.device) -> int:

@@ -39,6 +39,10 @@ class Saved(ABC):
     def _restore(self, saved: dict[str, Any]) -> None:
         """Give the optimizer its saved state, by full names and perhaps of more parameters."""
 
+    def _mine(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return this rank's part of whole tensors with the names that it has."""
+        return state
+
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         """Return (dtype, shape) of every tensor of the whole model by full name."""
@@ -75,6 +79,7 @@ class Saved(ABC):
         """
         saved = self._read(directory)  # nobody changes before everybody has read
         state, random = saved["part"], saved["random"]
+        state = self._mine(state)
         self.module.load_state_dict(state["model"])
         self._restore(state["optimizer"])
         self.progress, self._pending = Progress(**saved["progress"]), 0

@@ -96,9 +96,7 @@ def whole(comm, module: nn.Module, *, gradients: bool = False) -> dict[str, torc
     """Return the whole parameters, or gradients, by name, on every rank."""
     divided = divisions(module)
     values = {n: p.grad if gradients else p.detach() for n, p in module.named_parameters()}
-    return {
-        n: full_tensor(v, divided[n], comm) if n in divided else v for n, v in values.items()
-    }
+    return {n: full_tensor(v, divided[n], comm) if n in divided else v for n, v in values.items()}
 
 
 def assert_gradients(comm, module: nn.Module, reference: nn.Module) -> None:
