@@ -40,7 +40,10 @@ class Step(nn.Module):
         super().__init__()
         self.first, self.last = number == 0, number == count - 1
         out = CLASSES if self.last else width
-        layers = {f"inward{number}": nn.Linear(width, width), f"outward{number}": nn.Linear(width, out)}
+        layers = {
+            f"inward{number}": nn.Linear(width, width),
+            f"outward{number}": nn.Linear(width, out),
+        }
         self.layers = list(layers.values())
         for name, layer in layers.items():
             self.add_module(name, layer)
@@ -61,7 +64,7 @@ class Step(nn.Module):
 
 
 def skipping(count: int, seed: int = 0) -> list[Part]:
-    """Return parts of which each takes a dict of the one before, and what those before that gave."""
+    """Return parts of which each takes a dict of the one before, and something of all others."""
     torch.manual_seed(seed)
     parts = []
     for number in range(count):
