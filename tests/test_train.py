@@ -132,6 +132,8 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
+        ("--schedule 1f1b", r"--schedule, --stages-per-rank and --recompute are for --parallel mo"),
+        ("--parallel model --stages-per-rank 2", r"schedule='1f1b' has one stage a rank, not"),
         ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),
         ("--checkpoint-every 5", r"checkpoint_every=5 needs checkpoint=, a folder"),
         ("--check-finite --precision fp16", r"check_finite=True with precision='fp16'"),

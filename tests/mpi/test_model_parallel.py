@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import pycomm
-from pycomm.errors import ArgumentError, MismatchError, UnsupportedError
+from pycomm.errors import ArgumentError, MismatchError
 from tests.training import CLASSES, PAD, adamw, dense, named, samples, sgd
 from tests.training import one_thread as one_thread
 
@@ -130,6 +130,9 @@ def test_more_ranks_than_layers(comm) -> None:
     [
         ({"microbatches": 0}, "microbatches=0 must be an integer"),
         ({"schedule": "zigzag"}, "schedule='zigzag' does not exist"),
+        ({"stages_per_rank": 2}, "schedule='1f1b' has one stage a rank, not stages_per_rank=2"),
+        ({"schedule": "interleaved", "stages_per_rank": 0}, "stages_per_rank=0 must be an integer"),
+        ({"schedule": "interleaved", "stages_per_rank": 8}, "7 layers cannot be split into"),
         ({"balance": [1, 2]}, "each of the 7 layers a cost"),
         ({"clip_norm": -1.0}, r"clip_norm=-1.0 must be positive"),
     ],
@@ -176,26 +179,3 @@ def test_a_parameter_in_two_parts(comm) -> None:
     layers = [tied, *(nn.Linear(6, 6) for _ in range(comm.size - 1)), tied]
     with pytest.raises(ArgumentError, match=r"parameter '.*weight' of part .* shared with part 0"):
         pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm)
-
-
-def test_a_part_that_returns_no_tensor(comm) -> None:
-    if comm.size != 2:
-        pytest.skip("for two ranks")
-
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x, x
-
-    class Join(nn.Module):
-        def forward(self, pair):
-            return pair[0] + pair[1]
-
-    layers = [nn.Linear(6, CLASSES).double(), Pair(), Join()]
-    split = comm.split(comm.rank)
-    pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, split, 2).step(*samples(4, 0))
-    split.close()
-    trainer = pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm, 2, balance=[1, 1, 2])
-    if comm.rank == 0:
-        with pytest.raises(UnsupportedError, match="stage 0 returned a tuple, but one tensor"):
-            trainer._stage.run(trainer._schedule(2, 1)[0], [samples(4, 0)[0]])
-    comm.barrier()
