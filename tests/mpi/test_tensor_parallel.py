@@ -7,104 +7,31 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from pycomm.errors import ArgumentError, MismatchError
 from pycomm.parallel.gradient_norm import norm_of, squares_of
 from pycomm.parallel.tensor import (
-    ColumnLinear,
     counted,
     divisions,
-    full_tensor,
-    qkv,
     ready_plan,
     take_shard,
     tensor_parallel,
     vocabulary_cross_entropy,
 )
-from pycomm.workloads.models import gpt
-from pycomm.workloads.task import Task
+from tests.tensor_models import (
+    BATCH,
+    LENGTH,
+    MODELS,
+    SYMBOLS,
+    assert_gradients,
+    character_gpt,
+    encoder,
+    mean_loss,
+    plan,
+    tokens,
+    whole,
+)
 from tests.training import adamw, sgd
 from tests.training import one_thread as one_thread
-
-SYMBOLS, LENGTH, BATCH = 11, 7, 3
-"""Few numbers of ranks divide these."""
-
-
-def character_gpt(comm, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    heads = 2 * comm.size
-    return gpt(task(), width=3 * heads, blocks=2, heads=heads).double()
-
-
-def encoder(comm, norm_first: bool, *, batch_first: bool = True) -> nn.Module:
-    torch.manual_seed(1)
-    heads = 2 * comm.size
-    layer = nn.TransformerEncoderLayer(
-        3 * heads, heads, 13, dropout=0.0, batch_first=batch_first, norm_first=norm_first
-    )
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
-
-
-class Classifier(nn.Module):
-    """An encoder between an embedding and a linear layer, with a mask and padding."""
-
-    def __init__(self, comm, norm_first: bool):
-        super().__init__()
-        torch.manual_seed(2)
-        width = 6 * comm.size
-        self.embedding = nn.Embedding(SYMBOLS, width, padding_idx=0)
-        self.encoder = encoder(comm, norm_first)
-        self.head = nn.Linear(width, SYMBOLS)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        padding = x == 0
-        padding[:, 0] = False
-        return self.head(self.encoder(self.embedding(x), later, padding))
-
-
-def task() -> Task:
-    return Task("letters", "tokens", None, None, (LENGTH,), SYMBOLS, None)
-
-
-def tokens(seed: int, batch: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x, t = torch.randint(0, SYMBOLS, (2, batch, LENGTH), generator=generator)
-    return x, t
-
-
-def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(logits.flatten(0, -2), targets.flatten())
-
-
-MODELS = {
-    "gpt": character_gpt,
-    "pre-norm": lambda comm: Classifier(comm, True).double(),
-    "post-norm": lambda comm: Classifier(comm, False).double(),
-}
-
-
-def plan(module: nn.Module):
-    if isinstance(module, Classifier):
-        return {**ready_plan(module), "embedding": "embedding", "head": "output"}
-    return None
-
-
-def whole(comm, module: nn.Module, *, gradients: bool = False) -> dict[str, torch.Tensor]:
-    """Return the whole parameters, or gradients, by name, on every rank."""
-    divided = divisions(module)
-    values = {n: p.grad if gradients else p.detach() for n, p in module.named_parameters()}
-    return {n: full_tensor(v, divided[n], comm) if n in divided else v for n, v in values.items()}
-
-
-def assert_gradients(comm, module: nn.Module, reference: nn.Module) -> None:
-    mine = whole(comm, module, gradients=True)
-    expected = {n: p.grad for n, p in reference.named_parameters()}
-    assert list(mine) == list(expected)
-    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
-    for name, gradient in expected.items():
-        assert (mine[name] - gradient).norm() <= 1e-12 * norm, name
 
 
 @pytest.mark.parametrize("sequence", [False, True])
@@ -171,6 +98,7 @@ def test_the_length_comes_first(comm, sequence: bool) -> None:
     assert_gradients(comm, model, reference)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("sequence", [False, True])
 def test_evaluation_takes_no_fast_path_of_torch(comm, sequence: bool) -> None:
     torch.manual_seed(0)
@@ -198,25 +126,26 @@ def test_a_copy_of_a_divided_model(comm, sequence: bool) -> None:
     assert_gradients(comm, model, reference)
 
 
-def test_what_is_sent_between_blocks(comm, monkeypatch) -> None:
-    """Neighbouring blocks leave the sequence divided: gathered once, where the last one ends."""
+@pytest.mark.parametrize("sequence", [False, True])
+def test_what_is_sent_between_blocks(comm, monkeypatch, sequence: bool) -> None:
+    """Neighbouring blocks leave the sequence divided: it is gathered where the last one ends."""
     if comm.size == 1:
         pytest.skip("one rank sends nothing")
+    model = tensor_parallel(character_gpt(comm), comm, None, sequence)
     calls: list[str] = []
-    for name in ("all_reduce", "all_gather", "reduce_scatter"):
-        monkeypatch.setattr(comm, name, counting(getattr(comm, name), name, calls), raising=True)
-    for sequence in (False, True):
-        model = tensor_parallel(character_gpt(comm), comm, None, sequence)
-        calls.clear()
-        loss = mean_loss(model(tokens(0)[0]), tokens(0)[1])
-        sums = "embedding", "attention, MLP", "attention, MLP"
-        halves = calls.count("reduce_scatter"), calls.count("all_reduce")
-        assert halves == ((4, 1) if sequence else (0, 5)), sums
-        calls.clear()
-        loss.backward()
-        # Norms' weights and biases and the biases of row layers, of two blocks; and the head's.
-        assert calls.count("all_reduce") == (2 * 6 + 1 if sequence else 4 + 1)
-        assert calls.count("reduce_scatter") == (4 if sequence else 0)
+    kinds = ("all_reduce", "all_gather", "reduce_scatter")
+    for kind in kinds:
+        monkeypatch.setattr(comm, kind, counting(getattr(comm, kind), kind, calls))
+    x, t = tokens(0)
+    loss = mean_loss(model(x), t)
+    # The embedding; attention and MLP of two blocks; the head. A gather asks for lengths before.
+    sent = [calls.count(kind) for kind in kinds]
+    assert sent == ([1, 2 * 4 + 2 + 1, 4] if sequence else [1 + 4, 1, 0])
+    calls.clear()
+    loss.backward()
+    # Sequences divided: weights and biases of two norms, and biases of two row layers, a block.
+    sent = [calls.count(kind) for kind in kinds]
+    assert sent == ([1 + 2 * 6, 4 + 1, 4] if sequence else [1 + 4, 0, 0])
 
 
 def counting(function, name: str, calls: list[str]):
@@ -260,137 +189,3 @@ def test_the_norm_of_the_gradient(comm) -> None:
     norm = norm_of(comm, [squares_of(p.grad) for _, p in counted(model, comm)])
     expected = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
     assert abs(norm - expected) <= 1e-13 * expected
-
-
-class Tied(nn.Module):
-    """A model whose head has the weights of its embedding."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(SYMBOLS, 6)
-        self.between = nn.Linear(6, 6)
-        self.head = nn.Linear(6, SYMBOLS, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, x):
-        return self.head(self.between(self.embedding(x)).tanh())
-
-
-def test_tied_weights(comm) -> None:
-    reference = Tied().double()
-    model = tensor_parallel(Tied().double(), comm, {"embedding": "embedding", "head": "output"})
-    assert model.head.weight is model.embedding.weight
-    x, t = tokens(0)
-    mean_loss(model(x), t).backward()
-    mean_loss(reference(x), t).backward()
-    assert_gradients(comm, model, reference)
-
-
-@pytest.mark.parametrize("styles", [{"embedding": "embedding"}, {"head": "row"}])
-def test_a_tie_that_a_plan_would_cut(comm, styles) -> None:
-    with pytest.raises(ArgumentError, match=r"'embedding.weight' and 'head.weight' are one param"):
-        tensor_parallel(Tied(), comm, styles)
-
-
-def test_frozen_parameters_and_a_model_without_memory(comm) -> None:
-    model = character_gpt(comm).to("meta")
-    model[0].requires_grad_(False)
-    tensor_parallel(model, comm, None, sequence=True)
-    assert all(p.is_meta for p in model.parameters())
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
-        "0.positions",
-        "0.symbols.weight",
-    ]
-    shape = divisions(model)["0.symbols.weight"].shard_shape(comm.rank)
-    assert model[0].symbols.weight.shape == shape
-
-
-@pytest.mark.parametrize(
-    ("plan", "match"),
-    [
-        ({"between": "columm"}, "there is no style 'columm': did you mean 'column'"),
-        ({"betwen": "column"}, "no layer is named 'betwen': did you mean 'between'"),
-        ({"*.qkv": "column"}, r"no layer is named '\*.qkv': there are embedding, between, head"),
-        ({}, "an empty plan divides nothing"),
-        (None, "a Tied has no layer with a ready plan"),
-        ({"between": "embedding"}, "'between' is a Linear, but style 'embedding' is for a Embed"),
-    ],
-)
-def test_plans_that_do_not_fit(comm, plan, match: str) -> None:
-    with pytest.raises(ArgumentError, match=match):
-        tensor_parallel(Tied(), comm, plan)
-
-
-def test_heads_and_neurons_that_do_not_divide(comm) -> None:
-    if comm.size == 1:
-        pytest.skip("one rank has all of them")
-    torch.manual_seed(0)
-    model = gpt(task(), width=2 * (comm.size + 1), blocks=1, heads=comm.size + 1)
-    with pytest.raises(ArgumentError, match=f"{comm.size + 1} attention heads cannot be divided"):
-        tensor_parallel(model, comm)
-    few = nn.Sequential(nn.Linear(2, comm.size - 1))
-    with pytest.raises(ArgumentError, match=f"use at most {comm.size - 1} ranks"):
-        tensor_parallel(few, comm, {"0": "column"})
-
-
-def test_the_wrong_dimension_of_the_sequence(comm) -> None:
-    model = encoder(comm, True, batch_first=False)
-    with pytest.raises(ArgumentError, match=r"batch_first=False, .* pass sequence_dim=0"):
-        tensor_parallel(model, comm, sequence=True)
-    model = tensor_parallel(encoder(comm, True), comm, sequence=True)
-    width = model.layers[0].norm1.weight.numel()
-    with pytest.raises(ArgumentError, match=r"was called with shape \(7, \d+\): .* three dim"):
-        model(torch.zeros(LENGTH, width).double())
-
-
-def test_a_layer_inside_of_one_that_is_divided_as_a_whole(comm) -> None:
-    model = encoder(comm, True)
-    plan = {"layers.*.self_attn": "attention", "layers.0.self_attn.out_proj": "row"}
-    with pytest.raises(ArgumentError, match="self_attn.out_proj' is a RowLinear, but style 'row'"):
-        tensor_parallel(model, comm, plan)
-
-
-def test_arguments_and_models_that_differ(comm) -> None:
-    if comm.size == 1:
-        pytest.skip("one rank cannot differ")
-    with pytest.raises(MismatchError, match="plan, sequence and sequence_dim differ"):
-        tensor_parallel(Tied(), comm, {"between": "column" if comm.rank else "output"})
-    with pytest.raises(MismatchError, match="models differ"):
-        tensor_parallel(nn.Linear(2, 8 + comm.rank), comm, {"": "column"})
-    with pytest.raises(ArgumentError, match="rank 1: there is no style 'colum'"):
-        tensor_parallel(Tied(), comm, {"between": "output" if comm.rank != 1 else "colum"})
-
-
-def test_patterns_of_names_and_a_style_of_ones_own(comm) -> None:
-    heads = 2 * comm.size
-    model = character_gpt(comm)
-    seen = []
-
-    def mine(layer, place):
-        seen.append(place.name)
-        return layer
-
-    plan = {
-        "?.attention.1.*": "row",
-        "*.inward": qkv(heads),
-        "*.feedforward.1": "column",
-        "*.feedforward.3": "row",
-        "?": mine,
-    }
-    reference, model = character_gpt(comm), tensor_parallel(model, comm, plan)
-    assert seen == ["0", "1", "2", "3"]
-    assert isinstance(model[1].attention[1].inward, ColumnLinear)
-    x, t = tokens(0)
-    mean_loss(model(x), t).backward()
-    mean_loss(reference(x), t).backward()
-    assert_gradients(comm, model, reference)
-
-
-def test_a_layer_that_is_the_model(comm) -> None:
-    torch.manual_seed(0)
-    linear = nn.Linear(3, 5).double()
-    model = tensor_parallel(copy.deepcopy(linear), comm, {"": "output"})
-    x = torch.ones(2, 3).double()
-    assert isinstance(model, ColumnLinear)
-    assert torch.allclose(model(x), linear(x), rtol=0, atol=1e-15)
