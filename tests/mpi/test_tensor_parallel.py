@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pycomm.parallel.gradient_norm import norm_of, squares_of
 from pycomm.parallel.tensor import (
@@ -123,6 +124,30 @@ def test_a_copy_of_a_divided_model(comm, sequence: bool) -> None:
     x, t = tokens(0)
     mean_loss(model(x), t).backward()
     mean_loss(reference(x), t).backward()
+    assert_gradients(comm, model, reference)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_blocks_that_are_computed_again(comm, sequence: bool) -> None:
+    reference = character_gpt(comm)
+    model = tensor_parallel(character_gpt(comm), comm, None, sequence)
+    x, t = tokens(0)
+    y = x
+    for block in model:
+        y = block(y) if y is x else checkpoint(block, y, use_reentrant=False)
+    mean_loss(y, t).backward()
+    mean_loss(reference(x), t).backward()
+    assert_gradients(comm, model, reference)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 3), (0, 5)])
+def test_sequences_shorter_than_there_are_ranks(comm, sequence, batch, length) -> None:
+    reference = character_gpt(comm)
+    model = tensor_parallel(character_gpt(comm), comm, None, sequence)
+    x = tokens(0, batch)[0][:, :length]
+    for m in (model, reference):
+        m(x).square().sum().backward()
     assert_gradients(comm, model, reference)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError, MismatchError
-from pycomm.parallel.tensor import ColumnLinear, divisions, qkv, tensor_parallel
+from pycomm.parallel.tensor import ColumnLinear, divisions, qkv, ready_plan, tensor_parallel
 from pycomm.workloads.models import gpt
 from tests.tensor_models import (
     LENGTH,
@@ -146,6 +146,20 @@ def test_patterns_of_names_and_a_style_of_ones_own(comm) -> None:
     x, t = tokens(0)
     mean_loss(model(x), t).backward()
     mean_loss(reference(x), t).backward()
+    assert_gradients(comm, model, reference)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_region_that_is_entered_where_a_layer_begins(comm, sequence: bool) -> None:
+    entered = {"?.attention.1": "enter", "*.inward": qkv(2 * comm.size, entered=True)}
+    reference, model = character_gpt(comm), character_gpt(comm)
+    tensor_parallel(model, comm, {**ready_plan(model), **entered}, sequence)
+    lengths = []
+    model[1].attention[1].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape))
+    x, t = tokens(0)
+    mean_loss(model(x), t).backward()
+    mean_loss(reference(x), t).backward()
+    assert [shape[1] for shape in lengths] == [LENGTH]
     assert_gradients(comm, model, reference)
 
 
