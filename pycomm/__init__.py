@@ -30,6 +30,7 @@ from pycomm.work import Work
 
 if TYPE_CHECKING:
     from pycomm.parallel.data_parallel import DataParallel
+    from pycomm.parallel.tensor import tensor_parallel, vocabulary_cross_entropy
     from pycomm.trainers.data_parallel import DataParallelTrainer
     from pycomm.trainers.model_parallel import ModelParallelTrainer
 
@@ -37,6 +38,8 @@ _NEED_TORCH = {
     "DataParallel": "pycomm.parallel.data_parallel",
     "DataParallelTrainer": "pycomm.trainers.data_parallel",
     "ModelParallelTrainer": "pycomm.trainers.model_parallel",
+    "tensor_parallel": "pycomm.parallel.tensor",
+    "vocabulary_cross_entropy": "pycomm.parallel.tensor",
 }
 
 __all__ = [
@@ -63,6 +66,8 @@ __all__ = [
     "init",
     "premul_sum",
     "reduce_op",
+    "tensor_parallel",
+    "vocabulary_cross_entropy",
 ]
 
 

@@ -116,8 +116,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, length, width) for the same."""
-        batch, length, _ = x.shape
-        qkv = self.inward(x).view(batch, length, 3, -1, self.head_width)
+        qkv = self.inward(x).unflatten(-1, (3, -1, self.head_width))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads of this rank, length, head_width)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.project(mixed.transpose(1, 2).flatten(2))
@@ -138,8 +137,7 @@ def _divided_block(block: Block) -> Plan:
     return {
         "": "sequence",
         "attention.0": "norm",
-        "attention.1": "enter",
-        "attention.1.inward": qkv(attention.heads, entered=True),
+        "attention.1.inward": qkv(attention.heads),
         "attention.1.project": "row",
         "feedforward.0": "norm",
         "feedforward.1": "column",

@@ -56,12 +56,16 @@ class VocabularyEmbedding(Divided):
         Raises:
             ArgumentError: there is no such symbol.
         """
-        if x.numel() and not 0 <= (least := int(x.min())) <= (most := int(x.max())) < self.symbols:
-            raise ArgumentError(
-                f"rank {self.edge.comm.rank}: symbols from {least} to {most} were looked up in an "
-                f"embedding of {self.symbols}, 0 to {self.symbols - 1}"
-            )
+        self._check(x)
         others = (x < self._begin) | (x >= self._end)
         mine = (x - self._begin).masked_fill(others, 0)
         vectors = functional.embedding(mine, self.weight, self._padding)
         return self.edge.leave(vectors.masked_fill(others.unsqueeze(-1), 0))
+
+    def _check(self, x: torch.Tensor) -> None:
+        least, most = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+        if least < 0 or most >= self.symbols:
+            raise ArgumentError(
+                f"rank {self.edge.comm.rank}: symbols from {least} to {most} were looked up in an "
+                f"embedding of {self.symbols}, 0 to {self.symbols - 1}"
+            )

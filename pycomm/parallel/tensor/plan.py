@@ -57,8 +57,10 @@ def tensor_parallel(
     ties = _tied(module)
     regions: dict[str, SequenceRegion] = {}
     for name, style in chosen.items():
-        place = Place(name, comm, dim, regions)
-        module = _replace(module, name, find(style)(_layer(module, name), place))
+        layer = _layer(module, name)
+        divided = find(style)(layer, Place(name, comm, dim, regions))
+        if divided is not layer:
+            module = _replace(module, name, divided.train(layer.training))
     _tie_again(module, ties)
     _join_neighbours(module, regions)
     return module
