@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import click
 import numpy as np
 
-from bench import environment, records, report
+from bench import environment, outputs, records, report
 from bench.device import Device
 from bench.device_kernels import Kernel, copy_use
 from bench.device_sampling import collect, overhead_us
 from bench.device_table import kernels
-from bench.options import FILE, SETTINGS
+from bench.options import SETTINGS
 from bench.peers import UnavailableError
 from bench.records import Record
 from bench.rotation import Sets
@@ -182,8 +182,8 @@ def run(
     default=200.0,
     help="A sample is as many launches back to back as take this long.",
 )
-@click.option("--json", type=FILE, help="Write JSON Lines here.")
-@click.option("--plot", type=FILE, help="Draw time and bandwidth here, as PNG, SVG or PDF.")
+@outputs.JSON
+@outputs.plot("time and bandwidth")
 @click.option("--plant", is_flag=True, help="Falsify a byte of every result: the run has to fail.")
 def main(
     names: list[str],

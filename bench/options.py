@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from bench import outputs
 from bench.operations import Operation
 from bench.peers import PEERS, UnavailableError
 from bench.ranks import Ranks
@@ -19,8 +19,6 @@ from pycomm.types import DTYPES
 
 SETTINGS = {"show_default": True, "max_content_width": 100}
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 DEVICE = click.option(
     "--device",
@@ -59,8 +57,8 @@ def shared(
             help="A sample is as many operations back to back as take this long.",
         ),
         click.option("--format", type=click.Choice(["table", "nccl"]), default="table"),
-        click.option("--json", type=FILE, help="Write JSON Lines here."),
-        click.option("--plot", type=FILE, help="Draw time and bandwidth here, as PNG, SVG or PDF."),
+        outputs.JSON,
+        outputs.plot("time and bandwidth"),
         click.option(
             "--plant", type=int, help="Falsify this element of a result: the run has to fail."
         ),
