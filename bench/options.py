@@ -20,6 +20,9 @@ from pycomm.types import DTYPES
 SETTINGS = {"show_default": True, "max_content_width": 100}
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
+ITERATIONS = click.option(
+    "--iterations", type=click.IntRange(1), help="Samples, instead of --seconds."
+)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -43,19 +46,9 @@ def shared(
         click.option("--sizes", type=Sizes(), default=sizes, help="Bytes; or a list: 4,32K,25M."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32"),
         click.option("--impl", type=Names(PEERS), help=f"Of {_list(PEERS)}.  [default: {usual}]"),
-        click.option(
-            "--seconds",
-            type=click.FloatRange(0, min_open=True),
-            default=0.5,
-            help="For each implementation and size.",
-        ),
-        click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds."),
-        click.option(
-            "--sample-us",
-            type=click.FloatRange(0, min_open=True),
-            default=200.0,
-            help="A sample is as many operations back to back as take this long.",
-        ),
+        seconds(0.5, "implementation and size"),
+        ITERATIONS,
+        sample_us("operations"),
         click.option("--format", type=click.Choice(["table", "nccl"]), default="table"),
         outputs.JSON,
         outputs.plot("time and bandwidth"),
@@ -70,6 +63,19 @@ def shared(
         return command
 
     return decorate
+
+
+def seconds(default: float, each: str) -> Callable[[Callable], Callable]:
+    """Return the option --seconds: how long each of what is compared is measured."""
+    kind = click.FloatRange(0, min_open=True)
+    return click.option("--seconds", type=kind, default=default, help=f"For each {each}.")
+
+
+def sample_us(what: str) -> Callable[[Callable], Callable]:
+    """Return the option --sample-us: how long the `what` of one sample take."""
+    text = f"A sample is as many {what} back to back as take this long."
+    kind = click.FloatRange(0, min_open=True)
+    return click.option("--sample-us", type=kind, default=200.0, help=text)
 
 
 def _list(names: Iterable[str]) -> str:

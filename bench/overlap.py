@@ -201,8 +201,8 @@ def draw(results: Sequence[Overlap], path: Path) -> None:
 @click.option("--impl", type=Names(PEERS), default="pycomm,pycomm-symmetric,mpi4py,gloo")
 @click.option("--compute", type=Names(LOOPS), default="all", help="Of python, matmul.")
 @click.option("--peers", type=Names(["even", "late"]), default="all", help="Of even, late.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=0.5)
-@click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds.")
+@options.seconds(0.5, "implementation, size, loop and kind of peers")
+@options.ITERATIONS
 @outputs.JSON
 @outputs.plot("what is hidden")
 def main(**chosen: Any) -> None:

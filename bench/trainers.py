@@ -108,13 +108,8 @@ def write(meta: dict[str, Any], found: Sequence[Trained], chosen: dict[str, Any]
 )
 @click.option("--impl", type=Names(VARIANTS), default="all", help="Variants, see below.")
 @click.option("--batch", type=click.IntRange(1), help="Samples a rank.  [default: the model's]")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=2.0,
-    help="For each variant, model and optimizer; ten samples at least.",
-)
-@click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds.")
+@options.seconds(2.0, "variant, model and optimizer; ten samples at least")
+@options.ITERATIONS
 @outputs.JSON
 @outputs.plot("the times")
 @click.option("--plant", is_flag=True, help="Falsify a weight of a rank: the run has to fail.")
