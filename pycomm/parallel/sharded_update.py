@@ -248,7 +248,7 @@ def _is_better_sharded(
 ) -> bool:
     """Say whether one pass does it; not where a rank may die, which takes copies of shards."""
     dense = not sparse_parameters(module)
-    return dense and not comm.can_shrink and can_fuse(optimizer, trained, comm)
+    return dense and can_fuse(optimizer, trained, comm)
 
 
 def _is_divisible(

@@ -249,6 +249,13 @@ class DataParallelTrainer(Trainer):
     def _restore(self, saved: dict[str, Any]) -> None:
         self._way.restore(saved)
 
+    def _leftovers(self) -> dict[str, Any] | None:
+        return self._way.reducer.leftovers() if isinstance(self._way, WholeUpdate) else None
+
+    def _restore_leftovers(self, saved: list[dict[str, Any]]) -> None:
+        if isinstance(self._way, WholeUpdate):
+            self._way.reducer.restore(saved)
+
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return describe(self.module)
 
