@@ -226,7 +226,8 @@ def make_update(
         kind = type(optimizer).__name__
         _logger.warning("%s is not sharded: every rank updates everything", kind)
     plain = shard is None and algorithm is None and compression is None
-    unasked = plain and _is_better_sharded(optimizer, module, trained, comm)
+    dense = not sparse_parameters(module)
+    unasked = plain and dense and can_fuse(optimizer, trained, comm)
     if optimizer is not None and divisible and (share or shard or unasked):
         return ShardedUpdate(optimizer, trained, comm, share=share, check_finite=check_finite)
     return WholeUpdate(
@@ -238,17 +239,6 @@ def make_update(
         compression=compression,
         bucket_bytes=bucket_bytes,
     )
-
-
-def _is_better_sharded(
-    optimizer: torch.optim.Optimizer | None,
-    module: nn.Module,
-    trained: list[tuple[str, nn.Parameter]],
-    comm: Communicator,
-) -> bool:
-    """Say whether one pass does it; not where a rank may die, which takes copies of shards."""
-    dense = not sparse_parameters(module)
-    return dense and can_fuse(optimizer, trained, comm)
 
 
 def _is_divisible(

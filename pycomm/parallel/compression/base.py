@@ -30,7 +30,8 @@ class Compression(ABC):
     Args:
         comm: the ranks; creating one is local, but all must do so equally.
         flat: the bucket, (count,) of float16, bfloat16, float32 or float64, on the CPU or a GPU.
-        views: the gradients in it, each dense, of any shape and strides.
+        views: the gradients in it, each dense, of any shape and strides, in their order there;
+            what lies between them is zero.
         op: "sum" or "avg", over the ranks.
 
     Attributes:
@@ -58,6 +59,7 @@ class Compression(ABC):
         self.comm, self.flat, self.views = comm, flat, list(views)
         self.divisor = comm.size if op == "avg" else 1
         self.work = torch.promote_types(flat.dtype, torch.float32)
+        self._gaps = _gaps(flat, self.views)
         self.state = {"residual": torch.zeros_like(flat, dtype=self.work)}
 
     @classmethod
@@ -85,6 +87,8 @@ class Compression(ABC):
         """
         if self.flat.numel():
             self._reduce()
+        if self._gaps:  # a block with a bad number may have spread it there, where it would stay
+            torch._foreach_zero_(self._gaps)
 
     def leftovers(self) -> list[Leftover]:
         """Return what lasts of each of `views` on this rank, as copies."""
@@ -183,6 +187,14 @@ def find_factory(compression: str | Factory | None, algorithm: str | None) -> Fa
             "does not use: leave one of them out"
         )
     return compression if callable(compression) else find(compression)
+
+
+def _gaps(flat: torch.Tensor, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the parts of a bucket that lie in no view."""
+    begins = [int(view.storage_offset() - flat.storage_offset()) for view in views]
+    ends = [begin + view.numel() for begin, view in zip(begins, views)]
+    bounds = zip([0, *ends], [*begins, flat.numel()])
+    return [flat[end:begin] for end, begin in bounds if begin > end]
 
 
 def without_overflow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
