@@ -13,11 +13,16 @@ from tests.launch import mpirun
 PROGRAM = """
 import json, os, shutil, sys, torch
 import pycomm
+import pycomm.neighbours
 from pycomm.parallel.copies import Copies
 from pycomm.parallel.fused_update import _Table
 from pycomm.parallel.generation import Generation
 
 folder, how = sys.argv[1], json.loads(sys.argv[2])
+if "ranks_on_a_host" in how:  # as if it were several
+    name, *rest = pycomm.neighbours.host_identity()
+    host = int(os.environ["OMPI_COMM_WORLD_RANK"]) // how["ranks_on_a_host"]
+    pycomm.neighbours.host_identity = lambda: (f"{name}-{host}", *rest)
 comm = pycomm.init()
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -83,7 +88,7 @@ ULFM = ["--with-ft", "ulfm"]
 pytestmark = pytest.mark.mpirun
 
 
-def train(ranks: int, folder, deaths, *, rule="adamw", options=(), shared_memory=True, ulfm=ULFM):
+def train(ranks, folder, deaths, *, rule="adamw", options=(), shared_memory=True, ulfm=ULFM, **how):
     """Train for 10 steps, some ranks dying; return who ended, exit code and what was logged.
 
     Those that are left then train once more, from the checkpoint of when the last one died.
@@ -92,7 +97,7 @@ def train(ranks: int, folder, deaths, *, rule="adamw", options=(), shared_memory
         deaths: (ranks that die together, numbered as they began; after which step; where in the
             next one the first of them is).
     """
-    how = {"rule": rule, "options": dict(options), "deaths": [*deaths]}
+    how |= {"rule": rule, "options": dict(options), "deaths": [*deaths]}
     result = mpirun(
         ranks,
         *("-c", PROGRAM, folder, json.dumps(how)),
@@ -136,7 +141,7 @@ SHARE = {"share": True}
         (2, "forward", {"options": {"shard": False}}),
         (2, "forward", {"options": SHARD}),
         (0, "forward", {"options": SHARD, "rule": "sgd"}),
-        (1, "own pieces updated", {"options": SHARD}),
+        (1, "own pieces updated", {}),
         (0, "own pieces updated", {"options": SHARE}),
         (2, "copying", {"options": SHARD, "rule": "sgd"}),
         (0, "copying", {"options": SHARD, "rule": "rmsprop", "shared_memory": False}),
@@ -163,6 +168,10 @@ def test_one_after_the_other(open_mpi, tmp_path, shared_memory: bool) -> None:
 def test_several_at_once(open_mpi, tmp_path, together: list[int], shared_memory: bool) -> None:
     death = together, 4, "forward"
     check_goes_on(tmp_path, 4, [death], options=SHARD, shared_memory=shared_memory)
+
+
+def test_all_of_a_host_at_once(open_mpi, tmp_path) -> None:
+    check_goes_on(tmp_path, 4, [([2, 3], 4, "forward")], options=SHARD, ranks_on_a_host=2)
 
 
 def test_neighbours_that_share_no_memory_must_not_die_at_once(open_mpi, tmp_path) -> None:

@@ -30,7 +30,7 @@ class Copies:
 
         the update of step s is over
         every rank copies what it owns to generation s      over that of step s − 2
-        and, if they share no memory, sends it to its right neighbour
+        and, if they share no memory, sends it to a neighbour on the next host
         all ranks wait for each other: s counts
         ⋮
         somebody dies; s is the newest that counts for any survivor
@@ -38,10 +38,10 @@ class Copies:
 
     A generation that counts for one is complete on all, and so is the one before it, until all of
     the next is. Ranks of one host map each other's buffers, which outlive their process: any number
-    of them may die at once. Otherwise the copy is at the right neighbour, as in Wang et al., GEMINI
-    (SOSP 2023), and two neighbours must not die at once.
+    of them may die at once. Otherwise rank r's copy is at rank r + k, with k ranks on a host, as in
+    Wang et al., GEMINI (SOSP 2023): a host may die, but not these two at once.
 
-    A rank keeps two of its own generations, and two of its left neighbour's if these are sent.
+    A rank keeps two of its own generations, and two of another rank's if these are sent.
 
     Args:
         state: over the pieces of this rank.
@@ -52,17 +52,19 @@ class Copies:
         self._state, self._comm = state, comm
         self._generations = Generation(), Generation()
         self._newest = -1
+        on_a_host = max(comm.all_gather_object(comm.local.size))
+        self._distance = on_a_host % comm.size or 1
         self.take()
 
     @property
     def nbytes(self) -> int:
-        """The memory of copies on this rank."""
-        owned = [self._comm.rank] if self._comm.shares_memory else None
+        """The memory that copies take on this rank."""
+        mapped = self._comm.shares_memory
         return sum(
             flat.nbytes
             for generation in self._generations
             for rank, flat in generation.flats.items()
-            if owned is None or rank in owned
+            if rank == self._comm.rank or not mapped
         )
 
     def take(self) -> None:
@@ -91,7 +93,7 @@ class Copies:
             The parameters, and the optimizer's state.
 
         Raises:
-            RankFailedError: a rank and its right neighbour, which had its copy, are dead.
+            RankFailedError: a rank and the one that had its copy are dead.
         """
         survivors = comm.all_gather_object((self._comm.rank, self._newest))
         alive, newest = [rank for rank, _ in survivors], max(step for _, step in survivors)
@@ -99,7 +101,7 @@ class Copies:
         holders = [alive.index(self._holder(rank, alive)) for rank in range(self._comm.size)]
         whole = Whole(p for r in range(self._comm.size) for p in self._state.pieces_of(r))
         for rank, rows in enumerate(generation.rows):
-            flat = generation.flats.get(rank, _empty(rows))
+            flat = generation.flats[rank] if rank in generation.flats else _empty(rows)
             if not self._comm.shares_memory:
                 comm.broadcast(flat, holders[rank])
             for row, tensors in zip(rows, read(rows, flat)):
@@ -114,29 +116,29 @@ class Copies:
         if comm.shares_memory:
             flats = dict(enumerate(comm.views(mine)))
         else:
-            left = (comm.rank - 1) % comm.size
-            flats = {comm.rank: mine, left: _empty(everyones[left])}
+            source = (comm.rank - self._distance) % comm.size
+            flats = {comm.rank: mine, source: _empty(everyones[source])}
         generation.open(everyones, flats, comm.rank)
 
     def _send(self, generation: Generation) -> None:
-        rank, ranks = self._comm.rank, self._comm.size
-        left, right = (rank - 1) % ranks, (rank + 1) % ranks
-        receiving = self._comm.irecv(left, out=generation.flats[left])
-        self._comm.send(generation.flats[rank], right)
+        comm = self._comm
+        source = (comm.rank - self._distance) % comm.size
+        receiving = comm.irecv(source, out=generation.flats[source])
+        comm.send(generation.flats[comm.rank], (comm.rank + self._distance) % comm.size)
         receiving.wait()
 
     def _holder(self, rank: int, alive: list[int]) -> int:
         """Return a survivor who has what a rank owned."""
         if self._comm.shares_memory:
             return alive[0]
-        right = (rank + 1) % self._comm.size
-        holder = next((r for r in (rank, right) if r in alive), None)
+        keeper = (rank + self._distance) % self._comm.size
+        holder = next((r for r in (rank, keeper) if r in alive), None)
         if holder is None:
             raise RankFailedError(
-                f"ranks {rank} and {right} died at once (this was rank {self._comm.rank}): what "
-                f"rank {rank} owned of parameters and optimizer state is lost, as rank {right} had "
-                f"its copy: start again with checkpoint=, from the last one",
-                (rank, right),
+                f"ranks {rank} and {keeper} died at once (this was rank {self._comm.rank}): what "
+                f"rank {rank} owned of parameters and optimizer state is lost, as rank {keeper} "
+                f"had its copy: start again with checkpoint=, from the last one",
+                (rank, keeper),
             )
         return holder
 

@@ -73,6 +73,7 @@ class DataParallelTrainer(Trainer):
         shard: whether the ranks divide the optimizer's state, see ShardedUpdate: then `p.grad` is
             this rank's own part of the gradient. None: where reduce, update and publish are one
             pass, that is with SGD, Adam or AdamW on CPU ranks that share memory; False: never.
+            Where a rank may die, see `survive`, shards are copied after each step, see Copies.
             Adam's square roots are then rounded correctly, which torch's are not always.
         share: whether the ranks, all of one host, also share one copy of the parameters: what one
             writes all see. It is rank 0's, who must keep the module as long as others use it.
@@ -239,6 +240,10 @@ class DataParallelTrainer(Trainer):
         weight = float(self._weight(targets))
         x, t = batches.moved((inputs, targets), self.device)
         return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
+
+    def _memory(self) -> dict[str, int]:
+        copies = self._way.copies if isinstance(self._way, ShardedUpdate) else None
+        return super()._memory() | ({} if copies is None else {"copy_bytes": copies.nbytes})
 
     def _part(self) -> dict[str, Any] | None:
         state = self._way.state()
