@@ -80,7 +80,10 @@ trainer = make(comm)
 fit(trainer, folder)
 parameters = [p.detach().numpy().tobytes() for p in trainer.module.parameters()]
 assert set(map(str, trainer.comm.all_gather_object(parameters))) == {str(parameters)}
-sys.stdout.write(f"rank {trainer.comm.rank} of {trainer.comm.size}\\n")
+rows = trainer.report()
+state, copies = (sum(row.get(key, 0) for row in rows) for key in ("state_bytes", "copy_bytes"))
+ended = f"rank {trainer.comm.rank} of {trainer.comm.size}"
+sys.stdout.write(f"{ended}, state {state} bytes, copies {copies} bytes\\n")
 how["deaths"] = []
 fit(make(trainer.comm), then)
 """
@@ -105,7 +108,8 @@ def train(ranks, folder, deaths, *, rule="adamw", options=(), shared_memory=True
         env={"PYCOMM_SHARED_MEMORY": str(int(shared_memory))},
         options=ulfm,
     )
-    return sorted(re.findall(r"rank (\d of \d)", result.stdout)), result.returncode, result.stderr
+    ended = sorted(re.findall(r"rank (\d of \d)", result.stdout))
+    return ended, result.returncode, result.stdout + result.stderr
 
 
 def losses(file) -> dict[int, float]:
@@ -139,7 +143,7 @@ SHARE = {"share": True}
     ("dies", "where", "how"),
     [
         (2, "forward", {"options": {"shard": False}}),
-        (2, "forward", {"options": SHARD}),
+        (2, "forward", {"options": SHARD, "rule": "rmsprop"}),
         (0, "forward", {"options": SHARD, "rule": "sgd"}),
         (1, "own pieces updated", {}),
         (0, "own pieces updated", {"options": SHARE}),
@@ -153,6 +157,9 @@ def test_the_others_go_on_as_fewer_ranks_would(open_mpi, tmp_path, dies, where, 
     log = check_goes_on(tmp_path, 3, [([dies], 5, where)], **how)
     went_on = rf"rank {dies}.*; 2 ranks go on from step 5, ready in \d+\.\d\d s"
     assert re.search(went_on, log, re.DOTALL)
+    state, copies = map(int, re.search(r"state (\d+) bytes, copies (\d+) bytes", log).groups())
+    if how == {}:  # two generations of state and parameters, which are half as large as the state
+        assert copies == pytest.approx(2 * 1.5 * state, rel=0.05)
     assert re.search(r"step 6 is done: \d+\.\d\d s after it was known", log)
 
 

@@ -12,6 +12,7 @@ from pycomm.parallel.generation import (
     PARAMETER,
     Generation,
     Row,
+    moved,
     read,
     row_of,
     size_of,
@@ -104,7 +105,8 @@ class Copies:
             flat = generation.flats[rank] if rank in generation.flats else _empty(rows)
             if not self._comm.shares_memory:
                 comm.broadcast(flat, holders[rank])
-            for row, tensors in zip(rows, read(rows, flat)):
+            for row, found in zip(rows, read(rows, flat)):
+                tensors = moved(row, found)
                 whole.add(tensors.pop(PARAMETER), tensors, row.plain)
         comm.barrier()  # nobody uses the memory of copies again before all have read them
         return whole

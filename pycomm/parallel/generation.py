@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,16 +16,25 @@ PARAMETER = ""
 """The name of the piece itself beside the names of its state."""
 
 
+class Kind(NamedTuple):
+    """What a tensor is: its name, dtype, shape and type of device."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    device: str
+
+
 @dataclass(frozen=True)
 class Row:
     """What there is of one piece.
 
     Attributes:
-        tensors: (name, dtype, shape) of the part of the parameter, PARAMETER, and of its state.
+        tensors: the part of the parameter, PARAMETER, and its state.
         plain: what else the optimizer keeps of it.
     """
 
-    tensors: tuple[tuple[str, torch.dtype, torch.Size], ...]
+    tensors: tuple[Kind, ...]
     plain: dict[str, Any]
 
 
@@ -38,33 +47,39 @@ def tensors_of(piece: OwnPiece, state: dict[str, Any]) -> list[tuple[str, torch.
 def row_of(tensors: Sequence[tuple[str, torch.Tensor]], state: dict[str, Any]) -> Row:
     """Return the row for what `tensors_of` returned."""
     plain = {name: value for name, value in state.items() if not torch.is_tensor(value)}
-    return Row(tuple((name, x.dtype, x.shape) for name, x in tensors), plain)
+    kinds = (Kind(name, x.dtype, x.shape, x.device.type) for name, x in tensors)
+    return Row(tuple(kinds), plain)
 
 
 def size_of(rows: Sequence[Row]) -> int:
     """Return the bytes that rows take, each tensor on a cache line."""
-    return sum(_room(dtype, shape) for row in rows for _, dtype, shape in row.tensors)
+    return sum(_room(kind) for row in rows for kind in row.tensors)
 
 
 def read(rows: Sequence[Row], flat: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield for each row its tensors by name, views of a buffer of bytes."""
+    """Yield for each row its tensors by name, views of a buffer of bytes in host memory."""
     at = 0
     for row in rows:
         found = {}
-        for name, dtype, shape in row.tensors:
-            part = flat[at : at + shape.numel() * dtype.itemsize]
-            found[name] = part.view(dtype).view(shape)
-            at += _room(dtype, shape)
+        for kind in row.tensors:
+            part = flat[at : at + kind.shape.numel() * kind.dtype.itemsize]
+            found[kind.name] = part.view(kind.dtype).view(kind.shape)
+            at += _room(kind)
         yield found
 
 
-def _room(dtype: torch.dtype, shape: torch.Size) -> int:
-    nbytes = shape.numel() * dtype.itemsize
+def moved(row: Row, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what `read` yielded for a row where it came from; not copied if that is the host."""
+    return {kind.name: tensors[kind.name].to(kind.device) for kind in row.tensors}
+
+
+def _room(kind: Kind) -> int:
+    nbytes = kind.shape.numel() * kind.dtype.itemsize
     return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class Generation:
-    """Buffers with what ranks owned after one step.
+    """Buffers in host memory with what ranks owned after one step.
 
     Attributes:
         rows: of every rank; none before the first step.

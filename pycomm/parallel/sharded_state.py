@@ -159,7 +159,7 @@ class Whole:
             if place.parameter.dim() and tensor.shape == (piece.end - piece.begin,):
                 _put(entry, name, tensor, place, piece)
             else:
-                entry[name] = tensor.to(place.parameter.device, copy=True)
+                entry[name] = tensor.clone()
 
 
 def _put(into: State, name: str, part: torch.Tensor, place: Place, piece: Piece) -> None:
