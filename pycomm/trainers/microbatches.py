@@ -98,7 +98,7 @@ def _agreed(everyone: np.ndarray, mesh: Mesh) -> tuple[int, float]:
         if given != wanted:
             raise ArgumentError(
                 f"rank {first} got inputs with {given} samples, rank {last} targets with "
-                f"{wanted} (this is rank {mesh.comm.rank}): pass both of equal length there, or None"
+                f"{wanted} (this is rank {mesh.comm.rank}): pass as many of both, or None"
             )
         samples.append(given)
         weights.append(float(everyone[last][2]))

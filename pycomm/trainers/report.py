@@ -100,6 +100,7 @@ _COLUMNS = {
     "idle_s": ("idle s", "{:.2f}"),
     "bytes_sent": ("MB sent", "{:.1f}"),
     "state_bytes": ("state MB", "{:.1f}"),
+    "copy_bytes": ("copies MB", "{:.1f}"),
     "gpu_bytes": ("GPU MB", "{:.1f}"),
 }
 
