@@ -20,7 +20,7 @@ PYCOMM_INLINE Words4 philox_round(Words4 c, uint32_t key0, uint32_t key1) {
 
 PYCOMM_INLINE Words4 philox(Words4 counter, uint64_t key) {
   uint32_t key0 = uint32_t(key), key1 = uint32_t(key >> 32);
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; round++) {
