@@ -58,13 +58,13 @@ def test_values_are_scaled_and_rounded_once(dtype):
     assert abs(run(lambda x: F.dropout(x, 0.3), ones(64, 1000)).mean() - 1) < 0.02
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 3, 7)[::-1]])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (7, 3, 5)])
 def test_gradients_have_the_mask_of_the_values(shape):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     y = run(lambda x: F.dropout(x.transpose(1, 2) * 1, 0.4), x)
     gradient = torch.randn_like(y)
     (got,) = torch.autograd.grad(y, x, gradient, create_graph=True)
-    factor = torch.where(y == 0, 0.0, 1 / (1 - 0.4))
+    factor = (y != 0).double() * (1 / (1 - 0.4))
     assert torch.equal(got, (gradient * factor).transpose(1, 2))
     assert torch.autograd.gradcheck(lambda x: run(F.dropout, x), (x,))
     assert torch.autograd.gradgradcheck(lambda x: run(F.dropout, x), (x,))
@@ -102,14 +102,12 @@ def test_modules_by_samples(layer, shape):
 def test_modules_as_torchs_but_for_the_mask(layer, shape):
     x, module = torch.randn(shape), layer(0.4)
     keyed = KeyedDropout(module, seed=2)
-    seen = set()
+    first = set()
     for step in range(60):
         with keyed(step):
-            y = module(x)
-        seen |= {(round(float(v - (lo := x.flatten()[0]) * 0), 4)) for v in y.flatten()[:1]}
-    torch.manual_seed(0)
+            first.add(round(float(module(x).flatten()[0]), 4))
     expected = {round(float(module(x).flatten()[0]), 4) for _ in range(60)}
-    assert seen == expected and len(seen) == 2
+    assert first == expected and len(first) == 2
 
 
 @EVERY
@@ -120,8 +118,10 @@ def test_modules_in_place_in_eval_and_at_the_ends(layer, shape):
         y = module(x)
     in_place, z = layer(0.4, inplace=True), x.clone().requires_grad_() * 1
     with KeyedDropout(in_place, seed=2)(1):
-        assert in_place(z) is z
-    assert torch.equal(z.detach(), y)
+        result = in_place(z)
+    assert torch.equal(result, y)
+    if layer not in (nn.AlphaDropout, nn.FeatureAlphaDropout):  # of which torch takes no notice
+        assert result is z
     module.eval()
     with keyed(1):
         assert torch.equal(module(x), x)
@@ -144,10 +144,7 @@ def test_channels_as_a_whole():
 
 def test_other_dtypes_and_wrong_probabilities():
     y = run(F.dropout, torch.full((4, 50), 2 + 1j))
-    assert set(y.unique().tolist()) == {0, 4 + 2j} if False else set(y.flatten().tolist()) == {
-        0,
-        4 + 2j,
-    }
+    assert set(y.flatten().tolist()) == {0, 4 + 2j}
     with pytest.raises(ValueError, match="has to be between 0 and 1, but got 1.5"):
         run(lambda x: F.dropout(x, 1.5), ones(3))
 
@@ -163,9 +160,7 @@ def test_functions_of_torch_itself():
 
 
 def attention(q, k, v, mask=None, causal=False, scale=None, gqa=False):
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, 0.3, causal, scale=scale, enable_gqa=gqa
-    )
+    return F.scaled_dot_product_attention(q, k, v, mask, 0.3, causal, scale=scale, enable_gqa=gqa)
 
 
 def explicit(q, k, v, bias, scale):
