@@ -42,10 +42,11 @@ class KeyedDropout:
     torch.utils.checkpoint computes again drops the same. Attention without dropout stays torch's
     kernel. Every other function that draws random numbers is reported once, by a warning.
 
-    A layer is the full name of the innermost module that runs, and how many dropouts it has made in
-    this pass. So a part of a model must have the names of the whole one, and dropouts of one module
-    that lie in different parts are numbered by `in_layer`. Code compiled by torch.compile or
-    torch.jit is not seen.
+    A layer is the full name of the innermost module that runs, and how many of these functions it
+    has called in this pass, whether they dropped or not. So a part of a model must have the names
+    of the whole one, and calls by one module that lie in different parts are numbered by `in_layer`
+    (`keyed_graph.name_dropouts` does so in a graph). Code that torch.compile or torch.jit has
+    compiled is not seen.
 
     Args:
         module: the model, or a part of it; it is not changed.
@@ -111,7 +112,8 @@ def in_layer(name: str, number: int | None = None) -> Iterator[None]:
 
     Args:
         name: the module's full name in the whole model.
-        number: of the next dropout among those of the module; None: as many as it has made.
+        number: of the next call of a dropout or attention function, among those that the module
+            makes in a pass, from 0; None: what comes next on this rank.
     """
     now: ForwardPass | None = getattr(_local, "now", None)
     if now is None:
@@ -138,6 +140,7 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         keyed = KEYED.get(func)
         if keyed is not None:
+            self._now.count_call()
             return keyed(self._now, *args, **(kwargs or {}))
         if is_random(func, args, kwargs or {}):
             self._owner.reports.add(func, self._now.layer)

@@ -25,7 +25,8 @@ class ForwardPass:
         samples: how many it has; None: as many as dimension 0 of each tensor.
         batch_dim: name of a module → the dimension of the batch in what it drops from.
         names: the full names of the modules that run, the innermost last.
-        calls: how many dropouts each has made.
+        calls: how often each has called a function that may drop.
+        number: of the call that is under way, among those of the innermost module.
     """
 
     seed: int
@@ -35,6 +36,7 @@ class ForwardPass:
     batch_dim: Callable[[str], int | None]
     names: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    number: int = 0
 
     def copy(self) -> ForwardPass:
         """Return the pass as it is now, to go on from here once more."""
@@ -50,12 +52,15 @@ class ForwardPass:
         while self.names and self.names.pop() != name:
             pass
 
-    def drop(self, x: torch.Tensor, p: float, scale: float) -> torch.Tensor:
-        """Return x · scale, with zeros for what the next dropout of this module drops."""
+    def count_call(self) -> None:
+        """Note that the innermost module calls a function that may drop."""
         layer = self.layer
-        number = self.calls[layer]
+        self.number = self.calls[layer]
         self.calls[layer] += 1
-        draw = Draw(_key(self.seed, layer, number), self.step, p, scale)
+
+    def drop(self, x: torch.Tensor, p: float, scale: float) -> torch.Tensor:
+        """Return x · scale, with zeros for what the call under way drops."""
+        draw = Draw(_key(self.seed, self.layer, self.number), self.step, p, scale)
         return self._by_samples(x, draw, current_part())
 
     def _by_samples(self, x: torch.Tensor, draw: Draw, part: Part | None) -> torch.Tensor:
@@ -103,6 +108,6 @@ def _moved(part: Part, batch: int) -> Part:
 
 @lru_cache(maxsize=65536)
 def _key(seed: int, layer: str, number: int) -> int:
-    """Return the key of the `number`-th dropout of a layer."""
+    """Return the key of the call of this number of a layer."""
     text = f"{seed}/{number}/{layer}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
