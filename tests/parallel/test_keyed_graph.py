@@ -12,12 +12,8 @@ from pycomm.parallel.keyed_graph import name_dropouts
 
 
 class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.drop = nn.Dropout(0.3)
-
     def forward(self, x):
-        x = F.dropout(self.drop(x), 0.2, self.training)
+        x = F.dropout(F.dropout(x, 0.3), 0.2, self.training)
         x = F.scaled_dot_product_attention(x, x, x)
         return F.scaled_dot_product_attention(x, x, x, dropout_p=0.2) + F.dropout(x, 0.1)
 
