@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -45,8 +46,8 @@ class KeyedDropout:
     A layer is the full name of the innermost module that runs, and how many of these functions it
     has called in this pass, whether they dropped or not. So a part of a model must have the names
     of the whole one, and calls by one module that lie in different parts are numbered by `in_layer`
-    (`keyed_graph.name_dropouts` does so in a graph). Code that torch.compile or torch.jit has
-    compiled is not seen.
+    (`keyed_graph.name_dropouts` does so in a graph). What torch.jit has compiled is not seen, which
+    is reported; torch.compile is not supported inside.
 
     Args:
         module: the model, or a part of it; it is not changed.
@@ -73,6 +74,9 @@ class KeyedDropout:
 
         self._batch_dim = batch_dim
         self.names = {layer: name for name, layer in module.named_modules()}
+        for layer, name in self.names.items():
+            if isinstance(layer, torch.jit.ScriptModule):
+                self.reports.add_opaque(name)
         restore_in_checkpoints(_capture)
 
     @contextmanager

@@ -79,6 +79,14 @@ class Reports:
             _instead(name),
         )
 
+    def add_opaque(self, layer: str) -> None:
+        """Warn of a module that cannot be looked into."""
+        _logger.warning(
+            "module %r is compiled by torch.jit: dropout in it, and what else it draws, depends on "
+            "the layout; use the module that it was made from",
+            layer,
+        )
+
 
 def _instead(name: str) -> str:
     if name in _RECURRENT:

@@ -369,3 +369,12 @@ def test_nothing_else_is_reported(quiet, caplog):
     with KeyedDropout(model, seed=0)(0), caplog.at_level(logging.WARNING, logger="pycomm"):
         model(torch.ones(4, 5, 6))
     assert caplog.records == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_cannot_be_looked_into_is_reported(caplog):
+    model = nn.Sequential(OrderedDict(compiled=torch.jit.script(nn.Dropout())))
+    with caplog.at_level(logging.WARNING, logger="pycomm"):
+        KeyedDropout(model, seed=0)
+    (record,) = caplog.records
+    assert "module 'compiled' is compiled by torch.jit: dropout in it" in record.getMessage()
