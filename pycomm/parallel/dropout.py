@@ -129,7 +129,7 @@ def in_layer(name: str, number: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        now.leave(name)
+        now.names.pop()
 
 
 class _Mode(TorchFunctionMode):
@@ -171,10 +171,13 @@ def _watching(names: Mapping[nn.Module, str], now: ForwardPass) -> Iterator[None
             now.names.append(name)
 
     def leave(module: nn.Module, *_: Any) -> None:
-        if getattr(_local, "now", None) is now and (name := names.get(module)) is not None:
-            now.leave(name)
+        if getattr(_local, "now", None) is now and module in names:
+            now.names.pop()
 
-    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    handles = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
     try:
         yield
     finally:

@@ -47,11 +47,6 @@ class ForwardPass:
         """The full name of the innermost module that runs."""
         return self.names[-1] if self.names else ""
 
-    def leave(self, name: str) -> None:
-        """Note that a module has returned; those inside it that raised have ended, too."""
-        while self.names and self.names.pop() != name:
-            pass
-
     def count_call(self) -> None:
         """Note that the innermost module calls a function that may drop."""
         layer = self.layer

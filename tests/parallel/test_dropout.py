@@ -244,6 +244,8 @@ def test_multi_head_attention(batch_first):
         without, none = module(given, given, given, need_weights=False)
     assert none is None
     torch.testing.assert_close(without, with_weights, rtol=1e-12, atol=1e-12)
+    with keyed(2):
+        assert torch.equal(module(given, given, given)[0], with_weights), "a row of x is a sample"
     batch = 0 if batch_first else 1
     parts = []
     for at in range(4):

@@ -219,10 +219,23 @@ def gradients(model, begins, inside):
 @pytest.mark.parametrize("begins", [[0], [0, 2, 4, 6]])
 def test_checkpoints_drop_the_same_again(reentrant, inside, begins):
     torch.manual_seed(2)
-    model, plain = Checkpointed(reentrant), Checkpointed()
+    model, plain = (nn.Sequential(Checkpointed(r)) for r in (reentrant, None))
     plain.load_state_dict(model.state_dict())
     got, expected = (gradients(m, begins, inside) for m in (model, plain))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@BOTH
+def test_a_pass_goes_on_after_checkpoints_in_it(reentrant):
+    x, model = torch.ones(4, 50), nn.Sequential(Twice())
+    keyed = KeyedDropout(model, seed=0)
+    with keyed(1):
+        model(x)
+        expected = F.dropout(x)
+    with keyed(1):
+        y = checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant)
+        y.exp().sum().backward()
+        assert torch.equal(F.dropout(x), expected)
 
 
 @BOTH
@@ -269,6 +282,9 @@ def test_models_in_models_and_after_an_error():
                 return F.dropout(x)
 
     model, x = nn.Sequential(Catches(), nn.Dropout()), torch.ones(4, 100)
+    first = outputs(model[0], x, [0])
+    with KeyedDropout(nn.Identity(), seed=4)(2):
+        assert torch.equal(F.dropout(x), first), "the module that raised runs no more"
     first = outputs(model, x, [0])
     with pytest.raises(ValueError, match="no"), KeyedDropout(model, 1)(0):
         model[0].inner(x)
