@@ -45,9 +45,9 @@ class Residual(nn.Module):
         return x if self.inner is None else self.inner(self.inner(x))
 
 
-def encoder(batch_first=True):
+def encoder():
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=batch_first)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
 
 
@@ -72,7 +72,7 @@ def transformed(batch_first, cuts):
     source, target = (torch.randn(6, n, 16, dtype=torch.float64) for n in (5, 3))
     keyed, parts = KeyedDropout(model, seed=0), []
     for begin, end in zip(cuts, [*cuts[1:], 6]):
-        given = [x[begin:end] for x in (source, target)]
+        given = (x[begin:end] for x in (source, target))
         with keyed(1, begin, end - begin):
             y = model(*(x if batch_first else x.transpose(0, 1) for x in given))
         parts.append(y if batch_first else y.transpose(0, 1))
