@@ -21,6 +21,10 @@ namespace {
 
 constexpr int64_t kTaken = 4;
 
+PYCOMM_INLINE Words4 words_of(const DropoutArgs& a, uint32_t sample, uint32_t block) {
+  return philox(mask_counter(a.step, sample, block), a.key);
+}
+
 template <class El>
 PYCOMM_INLINE typename El::S kept_or_zero(typename El::S x, uint32_t word, const DropoutArgs& a) {
   using A = typename El::A;
@@ -36,11 +40,11 @@ __device__ void drop_four(const DropoutArgs& a, int64_t run, int64_t i) {
   const S* from = static_cast<const S*>(a.source) + run * a.length + i;
   S* to = static_cast<S*>(a.target) + run * a.length + i;
   const int count = a.length - i < kTaken ? int(a.length - i) : int(kTaken);
-  Words4 words = mask_words(a.key, a.step, sample, uint32_t(element / 4));
+  Words4 words = words_of(a, sample, uint32_t(element / 4));
   int word = int(element % 4);
   for (int k = 0; k < count; k++, word++) {
     if (word == 4) {
-      words = mask_words(a.key, a.step, sample, uint32_t(element / 4) + 1);
+      words = words_of(a, sample, uint32_t(element / 4) + 1);
       word = 0;
     }
     to[k] = kept_or_zero<El>(from[k], words.at[word], a);

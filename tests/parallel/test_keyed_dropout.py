@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 import threading
 from collections import OrderedDict
@@ -46,9 +45,9 @@ class Residual(nn.Module):
         return x if self.inner is None else self.inner(self.inner(x))
 
 
-def encoder(batch_first=True):
+def encoder():
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=batch_first)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
 
 
@@ -65,13 +64,27 @@ def test_any_microbatches(cuts):
     )
 
 
+def transformed(batch_first, cuts):
+    """Return what a transformer makes of microbatches, with the batch first."""
+    torch.manual_seed(0)
+    options = {"dropout": 0.2, "batch_first": batch_first, "dtype": torch.float64}
+    model = nn.Transformer(16, 2, 1, 2, 32, **options)
+    source, target = (torch.randn(6, n, 16, dtype=torch.float64) for n in (5, 3))
+    keyed, parts = KeyedDropout(model, seed=0), []
+    for begin, end in zip(cuts, [*cuts[1:], 6]):
+        given = (x[begin:end] for x in (source, target))
+        with keyed(1, begin, end - begin):
+            y = model(*(x if batch_first else x.transpose(0, 1) for x in given))
+        parts.append(y if batch_first else y.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 def test_layers_that_have_the_batch_second():
-    x = torch.randn(5, 7, 16, dtype=torch.float64)
-    model, turned = encoder(), encoder(batch_first=False)
-    keyed = KeyedDropout(turned, seed=4)
-    with keyed(2, 0, 7):
-        got = turned(x).transpose(0, 1)
-    torch.testing.assert_close(got, outputs(model, x.transpose(0, 1), [0]), rtol=1e-12, atol=1e-12)
+    expected = transformed(True, [0])
+    for batch_first, cuts in ((True, [0, 1, 4]), (False, [0]), (False, [0, 1, 4])):
+        got = transformed(batch_first, cuts)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 class Drops(nn.Module):
@@ -322,75 +335,3 @@ def test_the_model_is_not_changed():
         model(torch.ones(2, 32, dtype=torch.float64))
         copy.deepcopy(model)
     assert pickle.dumps(model) == before
-
-
-# ---- other random numbers
-
-
-class Noisy(nn.Module):
-    """Draws by a function that is given."""
-
-    def __init__(self, draw):
-        super().__init__()
-        self.draw = draw
-
-    def forward(self, x):
-        return self.draw(x)
-
-
-DRAWS = {
-    "rand": lambda x: torch.rand(3),
-    "randn_like": torch.randn_like,
-    "bernoulli": lambda x: torch.bernoulli(x * 0.5),
-    "normal_": lambda x: x.clone().normal_(),
-    "multinomial": lambda x: torch.multinomial(x[0, 0], 2),
-    "randperm": lambda x: torch.randperm(5),
-    "rrelu": lambda x: F.rrelu(x, training=True),
-    "gumbel_softmax": F.gumbel_softmax,
-    "fractional_max_pool2d": lambda x: F.fractional_max_pool2d(x[None], 2, output_size=2),
-    "normal": lambda x: torch.distributions.Normal(0.0, 1.0).sample(),
-    "lstm": nn.LSTM(6, 4, num_layers=2, dropout=0.2),
-    "gru": nn.GRU(6, 4, num_layers=2, dropout=0.2),
-}
-
-
-@pytest.mark.parametrize(("name", "draw"), DRAWS.items(), ids=DRAWS)
-def test_other_random_functions_are_reported_once(name, draw, caplog):
-    model = nn.Sequential(OrderedDict(noise=Noisy(draw)))
-    keyed = KeyedDropout(model, seed=0)
-    for _ in range(3):
-        with keyed(0), caplog.at_level(logging.WARNING, logger="pycomm"):
-            model(torch.ones(4, 5, 6))
-    (record,) = caplog.records
-    where = "noise.draw" if isinstance(draw, nn.Module) else "noise"
-    assert record.getMessage().startswith(f"{name} in module '{where}' draws from torch's random")
-    assert (
-        "nn.Dropout between them" if name in ("lstm", "gru") else "F.dropout of a tensor of"
-    ) in record.getMessage()
-
-
-QUIET = {
-    "recurrent": nn.LSTM(6, 4, num_layers=2),
-    "one layer": nn.GRU(6, 4),
-    "evaluated": nn.LSTM(6, 4, num_layers=2, dropout=0.2).eval(),
-    "rrelu": nn.RReLU().eval(),
-    "dropout": nn.Dropout(),
-    "arithmetic": lambda x: (x.exp() @ x.mT).softmax(-1).sum().item(),
-}
-
-
-@pytest.mark.parametrize("quiet", QUIET.values(), ids=QUIET)
-def test_nothing_else_is_reported(quiet, caplog):
-    model = Noisy(quiet)
-    with KeyedDropout(model, seed=0)(0), caplog.at_level(logging.WARNING, logger="pycomm"):
-        model(torch.ones(4, 5, 6))
-    assert caplog.records == []
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_what_cannot_be_looked_into_is_reported(caplog):
-    model = nn.Sequential(OrderedDict(compiled=torch.jit.script(nn.Dropout())))
-    with caplog.at_level(logging.WARNING, logger="pycomm"):
-        KeyedDropout(model, seed=0)
-    (record,) = caplog.records
-    assert "module 'compiled' is compiled by torch.jit: dropout in it" in record.getMessage()
