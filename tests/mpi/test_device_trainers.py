@@ -22,7 +22,16 @@ from pycomm.parallel import placement
 from pycomm.trainers.report import print_rows
 from tests.devices.host_tensor import HostTensor, torch_on_double
 from tests.mpi.devices import doubles
-from tests.training import adamw, conv, dense, images, samples, sgd, shared_folder
+from tests.training import (
+    adamw,
+    conv,
+    dense,
+    images,
+    round_roots_correctly,
+    samples,
+    sgd,
+    shared_folder,
+)
 from tests.training import one_thread as one_thread
 
 DELAY_S = 0.0001
@@ -100,7 +109,8 @@ def test_a_wrapped_model_on_a_gpu_averages_its_gradients(comm) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "layout"), [(sgd, SHARED), (adamw, OWN), (sgd, APART)])
-def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None:
+def test_model_parallel_has_the_bits_of_the_cpu(comm, monkeypatch, optimizer, layout) -> None:
+    round_roots_correctly(monkeypatch)
     seen: list[type] = []
 
     def train(group, device):
