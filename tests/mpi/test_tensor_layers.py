@@ -43,9 +43,9 @@ def assert_parameters(comm, layer: nn.Module, reference: nn.Module) -> None:
         assert close(mine, p.grad), name
 
 
-def test_conjugate_operations(comm) -> None:
-    """Each pair is adjoint: ⟨A x, y⟩ = ⟨x, Aᵀ y⟩, summed over ranks where these are parts."""
-    length = 2 * comm.size + 1
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_operations_give(comm, more: int) -> None:
+    length = 2 * comm.size + more
     mine = even(length, comm.size)[comm.rank]
     same, other = random(3, length), random(3, length, seed=comm.rank + 1)
     part = random(3, mine, seed=comm.rank + 1)

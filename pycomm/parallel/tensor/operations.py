@@ -82,7 +82,8 @@ def reduce_scatter(x: torch.Tensor, comm: Communicator, dim: int) -> torch.Tenso
 
 
 def _asked(x: torch.Tensor, comm: Communicator, dim: int) -> list[int]:
-    return comm.all_gather(np.array([x.shape[dim]]))[:, 0].tolist()
+    counts = np.empty((comm.size, 1), np.int64)
+    return comm.all_gather(np.array([x.shape[dim]]), counts)[:, 0].tolist()
 
 
 class _Copy(torch.autograd.Function):
@@ -152,8 +153,7 @@ class _ReduceScatter(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, comm: Communicator, dim: int, counts: Counts
     ) -> torch.Tensor:
         ctx.where = comm, dim, counts
-        rows = comm.reduce_scatter(x.movedim(dim, 0).contiguous(), counts=counts)
-        return rows.movedim(0, dim).contiguous()
+        return _reduce_scattered(x, *ctx.where)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
@@ -161,5 +161,19 @@ class _ReduceScatter(torch.autograd.Function):
 
 
 def _gathered(x: torch.Tensor, comm: Communicator, dim: int, counts: Counts) -> torch.Tensor:
-    rows = comm.all_gather(x.movedim(dim, 0).contiguous(), counts=counts)
-    return rows.movedim(0, dim).contiguous()
+    if len(set(counts)) > 1:
+        rows = comm.all_gather(x.movedim(dim, 0).contiguous(), counts=counts)
+        return rows.movedim(0, dim).contiguous()
+    parts = comm.all_gather(x.contiguous(), x.new_empty(comm.size, *x.shape))
+    dim %= x.dim()
+    return parts.movedim(0, dim).flatten(dim, dim + 1)
+
+
+def _reduce_scattered(
+    x: torch.Tensor, comm: Communicator, dim: int, counts: Counts
+) -> torch.Tensor:
+    if len(set(counts)) > 1:
+        rows = comm.reduce_scatter(x.movedim(dim, 0).contiguous(), counts=counts)
+        return rows.movedim(0, dim).contiguous()
+    parts = x.unflatten(dim, (comm.size, counts[0])).movedim(dim, 0).contiguous()
+    return comm.reduce_scatter(parts, out=torch.empty_like(parts[:1]))[0]
