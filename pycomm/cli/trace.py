@@ -54,7 +54,7 @@ def _legend(schedule: Schedule, microbatches: int) -> str:
         rounds = (f"{k * ranks} + r in {name}" for k, name in zip(range(stages // ranks), ROUNDS))
         lines.append(f"rank r has stage {', '.join(rounds)}")
     lines += [
-        f"idle: {idle_share(schedule):.1%} of the time, if backward takes twice forward's;",
+        f"idle: {idle_share(schedule):.1%} of the time if backward takes twice as long as forward;",
         f"  in 1f1b and gpipe (p - 1) / (m + p - 1) = {plain:.1%}",
         f"activations kept at once by each stage: of {_listed(most_held(schedule))} microbatches",
     ]

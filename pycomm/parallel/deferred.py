@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Gradients = dict[torch.Tensor, torch.Tensor]
-"""Of parameters."""
+Later = dict[torch.Tensor, list[Callable[[], torch.Tensor]]]
+"""For each parameter what computes the gradients that it has to get."""
 
 
 class DeferredWeights(TorchFunctionMode):
@@ -25,10 +26,13 @@ class DeferredWeights(TorchFunctionMode):
         parameters: those that are trained.
     """
 
+    AT_ONCE_BYTES = 1 << 18
+    """Gradients are added to the parameters' when so many bytes are there: still in the caches."""
+
     def __init__(self, parameters: Sequence[torch.Tensor]):
         super().__init__()
         self._parameters = list(parameters)
-        self._later: list[Callable[[], Gradients]] = []
+        self._later: Later = defaultdict(list)
         self._now: list[torch.Tensor | None] = []
 
     def __torch_function__(
@@ -57,20 +61,29 @@ class DeferredWeights(TorchFunctionMode):
 
     def finish(self) -> None:
         """Add the gradients of the weights to the parameters' `grad`."""
-        total = {p: g for p, g in zip(self._parameters, self._now) if g is not None}
-        with torch.no_grad():
-            for compute in self._later:
-                for parameter, gradient in compute().items():
-                    before = total.get(parameter)
-                    total[parameter] = gradient if before is None else before + gradient
-        self._later, self._now = [], []
-        if total:
-            torch.autograd.backward(list(total), list(total.values()))
+        ready: dict[torch.Tensor, torch.Tensor] = {}
+        for parameter, now in zip(self._parameters, self._now):
+            with torch.no_grad():
+                later = [compute() for compute in self._later.pop(parameter, [])]
+                parts = [*([] if now is None else [now]), *later]
+                if parts:
+                    ready[parameter] = sum(parts[1:], parts[0])
+            if sum(gradient.nbytes for gradient in ready.values()) > self.AT_ONCE_BYTES:
+                _accumulate(ready)
+        _accumulate(ready)
+        self._now = []
+
+
+def _accumulate(ready: dict[torch.Tensor, torch.Tensor]) -> None:
+    """Add gradients to the parameters' `grad`, as backward does, and forget them."""
+    if ready:
+        torch.autograd.backward(list(ready), list(ready.values()))
+        ready.clear()
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, later: list, dtype: Any, x: Any, weight: Any, bias: Any) -> torch.Tensor:
+    def forward(ctx: Any, later: Later, dtype: Any, x: Any, weight: Any, bias: Any) -> torch.Tensor:
         ctx.later, ctx.dtype, ctx.weight, ctx.bias = later, dtype, weight, bias
         ctx.save_for_backward(x)
         return functional.linear(x, *_as(dtype, weight, bias))
@@ -79,14 +92,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         (x,), weight, bias, dtype = ctx.saved_tensors, ctx.weight, ctx.bias, ctx.dtype
 
-        def later() -> Gradients:
-            rows = gradient.reshape(-1, gradient.shape[-1])
-            found = {weight: (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)}
-            if bias is not None and bias.requires_grad:
-                found[bias] = rows.sum(0).to(bias.dtype)
-            return found
-
-        ctx.later.append(later)
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        ctx.later[weight].append(lambda: (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype))
+        if bias is not None and bias.requires_grad:
+            ctx.later[bias].append(lambda: rows.sum(0).to(bias.dtype))
         back = gradient @ _as(dtype, weight)[0] if ctx.needs_input_grad[2] else None
         return None, None, back, None, None
 
@@ -94,7 +103,7 @@ class _Linear(torch.autograd.Function):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, later: list, dtype: Any, x: Any, weight: Any, bias: Any, *how: Any
+        ctx: Any, later: Later, dtype: Any, x: Any, weight: Any, bias: Any, *how: Any
     ) -> torch.Tensor:
         ctx.later, ctx.dtype, ctx.weight, ctx.bias, ctx.how = later, dtype, weight, bias, how
         ctx.save_for_backward(x)
@@ -110,12 +119,9 @@ class _Convolution(torch.autograd.Function):
             kernel = _as(dtype, weight)[0]
             return torch.ops.aten.convolution_backward(gradient, x, kernel, sizes, *how, wanted)
 
-        def later() -> Gradients:
-            learns = bias is not None and bias.requires_grad
-            found = zip((weight, bias), halves(False, True, learns)[1:])
-            return {p: g.to(p.dtype) for p, g in found if g is not None}
-
-        ctx.later.append(later)
+        ctx.later[weight].append(lambda: halves(False, True, False)[1].to(weight.dtype))
+        if bias is not None and bias.requires_grad:
+            ctx.later[bias].append(lambda: halves(False, False, True)[2].to(bias.dtype))
         back = halves(True, False, False)[0] if ctx.needs_input_grad[2] else None
         return None, None, back, *[None] * (2 + len(how))
 

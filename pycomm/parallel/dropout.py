@@ -49,6 +49,9 @@ class KeyedDropout:
     (`keyed_graph.name_dropouts` does so in a graph). What torch.jit has compiled is not seen, which
     is reported; torch.compile is not supported inside.
 
+    Attributes:
+        draws: whether a pass has dropped anything yet, or drawn other random numbers.
+
     Args:
         module: the model, or a part of it; it is not changed.
         seed: the same on all ranks.
@@ -61,7 +64,7 @@ class KeyedDropout:
     def __init__(
         self, module: nn.Module, seed: int, batch_dims: Mapping[str, int | None] | None = None
     ):
-        self.seed = seed
+        self.seed, self.draws = seed, False
         self.reports = Reports()
         patterns = list((batch_dims or {}).items()) + list(_sequence_first(module).items())
         attentions = {n for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
@@ -105,6 +108,7 @@ class KeyedDropout:
         now = ForwardPass(self.seed, step, first_sample, samples, self._batch_dim)
         with _running(self, now):
             yield
+        self.draws = self.draws or now.dropped or self.reports.any
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class ForwardPass:
         names: the full names of the modules that run, the innermost last.
         calls: how often each has called a function that may drop.
         number: of the call that is under way, among those of the innermost module.
+        dropped: whether any call has dropped.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class ForwardPass:
     names: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     number: int = 0
+    dropped: bool = False
 
     def copy(self) -> ForwardPass:
         """Return the pass as it is now, to go on from here once more."""
@@ -55,6 +57,7 @@ class ForwardPass:
 
     def drop(self, x: torch.Tensor, p: float, scale: float) -> torch.Tensor:
         """Return x · scale, with zeros for what the call under way drops."""
+        self.dropped = True
         draw = Draw(_key(self.seed, self.layer, self.number), self.step, p, scale)
         return self._by_samples(x, draw, current_part())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,7 +22,7 @@ from pycomm.parallel.parcels import Failure
 from pycomm.parallel.parts import INPUT, Part
 from pycomm.parallel.routes import routes_of
 from pycomm.parallel.schedules.actions import Action, Backward, Forward, Weights
-from pycomm.parallel.stage import Loss, Stage
+from pycomm.parallel.stage import Context, Loss, Stage
 from pycomm.parallel.traffic import Traffic
 from pycomm.parallel.values import Value, describe
 
@@ -48,7 +47,7 @@ class Pipeline:
     Args:
         parts: of the whole model, in order; of those on other ranks only names are looked at.
         comm: the ranks.
-        context: makes the context of each forward pass and loss, such as autocast's.
+        context: makes that of a microbatch's forward pass and loss.
         recompute: keep only what stages take, and run forward again before backward.
         copy: whether what comes is copied out of the channel: necessary on a GPU.
         everyone: the ranks of all pipelines that run at once; None: of this one only.
@@ -61,7 +60,7 @@ class Pipeline:
         self,
         parts: Sequence[Part],
         comm: Communicator,
-        context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        context: Context = contextlib.nullcontext,
         recompute: bool = False,
         copy: bool = False,
         everyone: Communicator | None = None,

@@ -63,6 +63,11 @@ class Reports:
     def __init__(self) -> None:
         self._made: set[tuple[str, str]] = set()
 
+    @property
+    def any(self) -> bool:
+        """Whether there was anything to say."""
+        return bool(self._made)
+
     def add(self, func: Callable[..., Any], layer: str) -> None:
         """Warn of a function that the module of this name has called, if it is the first time."""
         name = getattr(func, "__name__", str(func))
@@ -81,6 +86,7 @@ class Reports:
 
     def add_opaque(self, layer: str) -> None:
         """Warn of a module that cannot be looked into."""
+        self._made.add(("torch.jit", layer))
         _logger.warning(
             "module %r is compiled by torch.jit: dropout in it, and what else it draws, depends on "
             "the layout; use the module that it was made from",

@@ -22,6 +22,9 @@ from pycomm.parallel.values import Value, describe, walk
 Loss = Callable[[int, Any], torch.Tensor | None]
 """(microbatch, output) → a scalar to differentiate, or None where nothing is to be learnt."""
 
+Context = Callable[[int], AbstractContextManager[Any]]
+"""microbatch → what surrounds its forward pass and loss, such as autocast."""
+
 
 @dataclass
 class _Kept:
@@ -51,7 +54,7 @@ class Stage:
         number: of the stage.
         part: what it runs.
         shared: the values that other stages take, too.
-        context: makes the context of each forward pass and loss, such as autocast's.
+        context: makes that of a microbatch's forward pass and loss.
         recompute: keep only what the stage takes, and run forward again before backward, with the
             random numbers of the first time.
     """
@@ -61,7 +64,7 @@ class Stage:
         number: int,
         part: Part,
         shared: frozenset[str],
-        context: Callable[[], AbstractContextManager[Any]],
+        context: Context,
         recompute: bool,
     ):
         self.number, self.part = number, part
@@ -92,7 +95,7 @@ class Stage:
         entries = {name: Entry(value) for name, value in taken.items() if name != INPUT}
         contents = {name: entry.content for name, entry in entries.items()}
         deferred = self._defers(defer)
-        with deferred or contextlib.nullcontext(), self._context():
+        with deferred or contextlib.nullcontext(), self._context(microbatch):
             given = self._call([{**taken, **contents}[name] for name in self.part.takes], deferred)
             scalar = loss(microbatch, given[0]) if loss is not None else None
         changed = [name for name, entry in entries.items() if entry.was_changed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.pause import Pause
 from pycomm.trainers.progress import BatchLoss, Progress
+from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class DataParallelTrainer(Trainer):
             Adam's square roots are then rounded correctly, which torch's are not always.
         share: whether the ranks, all of one host, also share one copy of the parameters: what one
             writes all see. It is rank 0's, who must keep the module as long as others use it.
+        batch_dims: where the batch is in what modules drop from, see KeyedDropout.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -104,6 +107,7 @@ class DataParallelTrainer(Trainer):
         compression: str | Factory | None = None,
         shard: bool | None = None,
         share: bool = False,
+        batch_dims: Mapping[str, int | None] | None = None,
     ):
         check_equal(comm, "shard and share", (shard, share))
         place_here = place(module, comm, device)
@@ -143,6 +147,8 @@ class DataParallelTrainer(Trainer):
         self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
+        self._seen = 0  # samples of all ranks in batches 1 … j
+        self._randomness = Randomness(module, comm, place_here, batch_dims)
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this rank's share of a global batch: its contiguous slice of `indices`."""
@@ -202,16 +208,19 @@ class DataParallelTrainer(Trainer):
             self._way.restore(self.comm.broadcast_object(self._way.state(), root))
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
-        weight = self._share_weight(inputs, targets)
-        total = self._sum(weight)
+        weight, samples = self._share_weight(inputs, targets), batches.count_samples(inputs)
+        everyone = self.comm.all_gather(np.array([weight, samples], np.float64))
+        total = sum(everyone[:, 0].tolist())
         if total == 0:
             raise ArgumentError(
                 f"the batch weighs nothing on any of the {self.comm.size} ranks "
                 f"(this is rank {self.comm.rank}): give at least one of them samples"
             )
         if self._pending == 0:
-            self._unit, self._total = group * total, 0.0
+            self._unit, self._total, self._seen = group * total, 0.0, 0
         self._total += total
+        place = self._seen + int(everyone[: self.comm.rank, 1].sum()), samples
+        self._seen += int(everyone[:, 1].sum())
         if self._together and self._no_samples is None:
             self._no_samples = empty_inputs(inputs, self.comm)
         value = 0.0
@@ -219,7 +228,7 @@ class DataParallelTrainer(Trainer):
         self._way.expect(last)
         if weight:
             x, t = batches.moved((inputs, targets), self.device)
-            with self._forward_context():
+            with self._forward_context(), self._randomness(self.progress.step, *place):
                 loss = self.loss_fn(self.module(x), t)
             (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
@@ -227,7 +236,6 @@ class DataParallelTrainer(Trainer):
             run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
         if last:
             self._way.backward_done()
-        samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
     def _apply_gradients(self) -> None:

@@ -22,6 +22,8 @@ class Microbatches:
 
     Attributes:
         samples: of the share, on every rank of the pipeline.
+        first_sample: of the share, its number in the global batch.
+        count: of microbatches, none of them empty.
         weight: of the whole global batch; not a number if that of a microbatch is none or < 0.
         inputs: of each microbatch, on the first stage; elsewhere none.
         targets: of each microbatch, on the last stage; elsewhere none.
@@ -29,10 +31,18 @@ class Microbatches:
     """
 
     samples: int
+    first_sample: int
+    count: int
     weight: float
     inputs: list[Any]
     targets: list[Any]
     weights: list[float]
+
+    def place(self, microbatch: int) -> tuple[int, int]:
+        """Return the number of a microbatch's first sample, and how many it has."""
+        least, more = divmod(self.samples, self.count)
+        begin = microbatch * least + min(microbatch, more)
+        return self.first_sample + begin, least + (microbatch < more)
 
 
 def cut(
@@ -57,8 +67,10 @@ def cut(
     total = math.fsum(weights) if all(0 <= w < math.inf for w in weights) else math.nan
     sizes = [sum(map(count_samples, xs)), sum(map(count_samples, ts)), total]
     everyone = mesh.comm.all_gather(np.array(sizes, np.float64))
-    samples, whole = _agreed(everyone, mesh)
-    return Microbatches(samples, whole, xs, ts, weights)
+    given, whole = _agreed(everyone, mesh)
+    dp = mesh.coords["dp"]
+    samples, first = given[dp], sum(given[:dp])
+    return Microbatches(samples, first, min(count, samples), whole, xs, ts, weights)
 
 
 def split(batch: Any, count: int) -> list[Any]:
@@ -89,8 +101,8 @@ def split(batch: Any, count: int) -> list[Any]:
     return [tree_unflatten(list(row), structure) for row in zip(*columns)]
 
 
-def _agreed(everyone: np.ndarray, mesh: Mesh) -> tuple[int, float]:
-    """Return the samples of this pipeline and the weight of all, from what each rank has."""
+def _agreed(everyone: np.ndarray, mesh: Mesh) -> tuple[list[int], float]:
+    """Return the samples of each pipeline and the weight of all, from what each rank has."""
     samples, weights = [], []
     for dp in range(mesh.shape["dp"]):
         first, last = mesh.rank_at(dp=dp), mesh.rank_at(dp=dp, pp=mesh.shape["pp"] - 1)
@@ -102,4 +114,4 @@ def _agreed(everyone: np.ndarray, mesh: Mesh) -> tuple[int, float]:
             )
         samples.append(given)
         weights.append(float(everyone[last][2]))
-    return samples[mesh.coords["dp"]], math.fsum(weights)
+    return samples, math.fsum(weights)

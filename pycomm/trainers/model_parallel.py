@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.delivery import deliver
 from pycomm.parallel.idle import Times
 from pycomm.parallel.joined import joined
 from pycomm.parallel.partition import parts_of
 from pycomm.parallel.parts import Part
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
+from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -35,6 +37,7 @@ from pycomm.trainers.idle_report import idle_remarks, pipeline_row
 from pycomm.trainers.microbatches import Microbatches, cut
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
+from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
 from pycomm.trainers.report import Meter
 
@@ -92,6 +95,7 @@ class ModelParallelTrainer(Trainer):
         sequence: with tp > 1, also divide what lies between divided layers, along the sequence.
         algorithm, bucket_bytes, compression, shard, share: of the replicas of a stage, see
             DataParallelTrainer.
+        batch_dims: where the batch is in what modules drop from, see KeyedDropout.
 
     Raises:
         ArgumentError: there are more stages than layers, stages share a parameter, or a value
@@ -124,6 +128,7 @@ class ModelParallelTrainer(Trainer):
         compression: str | Factory | None = None,
         shard: bool | None = None,
         share: bool = False,
+        batch_dims: Mapping[str, int | None] | None = None,
     ):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
@@ -146,7 +151,7 @@ class ModelParallelTrainer(Trainer):
         mine = joined([part.module for part in parts[pp.rank :: pp.size]])
         self._divided = divisions(mine)
         if dp.rank == 0:
-            _deliver(parts, pp)
+            deliver(parts, pp)
         copy_from_rank_0(mine, dp)
         move(mine, comm, place_here)
         super().__init__(
@@ -164,10 +169,9 @@ class ModelParallelTrainer(Trainer):
         )
         self.meter = Meter(comm, place_here, (dp, pp, tp))
         on_gpu = place_here.type == "cuda"
-        self.pipeline = Pipeline(
-            parts, pp, self._forward_context, recompute, copy=on_gpu, everyone=comm
-        )
+        self.pipeline = Pipeline(parts, pp, self._context, recompute, copy=on_gpu, everyone=comm)
         self._times = Times()
+        self._randomness = Randomness(mine, comm, place_here, batch_dims)
         counts = {id(parameter) for _, parameter in counted(mine, tp)}
         self._way = make_update(
             self.optimizer,
@@ -268,25 +272,23 @@ class ModelParallelTrainer(Trainer):
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""
-        count = min(self._microbatches, batch.samples)
-        return self._build(count)[self.mesh.coords["pp"]] if count else []
+        return self._build(batch.count)[self.mesh.coords["pp"]] if batch.count else []
 
     def _build(self, microbatches: int) -> Schedule:
         return self._schedule.build(self.mesh.shape["pp"], microbatches, self._stages_per_rank)
 
     def _cut(self, inputs: Any, targets: Any) -> Microbatches:
-        return cut(inputs, targets, self.mesh, self._microbatches, self._weight)
+        self._batch = cut(inputs, targets, self.mesh, self._microbatches, self._weight)
+        return self._batch
+
+    @contextmanager
+    def _context(self, microbatch: int) -> Iterator[None]:
+        """Be around the forward pass of a microbatch."""
+        drops = torch.is_grad_enabled()
+        place = self._batch.place(microbatch)
+        keyed = self._randomness(self.progress.step, *place) if drops else nullcontext()
+        with self._forward_context(), keyed:
+            yield
 
     def _inputs(self, batch: Microbatches) -> list[Any]:
         return [batches.moved(inputs, self.device) for inputs in batch.inputs]
-
-
-def _deliver(parts: Sequence[Part], comm: Communicator) -> None:
-    """Send each stage's parameters and buffers from rank 0 to the rank that runs it."""
-    for stage, part in enumerate(parts):
-        rank = stage % comm.size
-        for _, tensor in tensors(part.module) if rank > 0 else ():
-            if comm.rank == 0:
-                comm.send(tensor, rank)
-            elif comm.rank == rank:
-                comm.recv(0, out=tensor)

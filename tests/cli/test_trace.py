@@ -27,7 +27,7 @@ def test_one_forward_one_backward() -> None:
         "stage 2 .  .  F0 B0 F1 B1 F2 B2 F3 B3 .  .\n"
         "\n"
         "F forward, B backward, W gradients of weights, . idle; the number is the microbatch\n"
-        "idle: 33.3% of the time, if backward takes twice as long as forward;\n"
+        "idle: 33.3% of the time if backward takes twice as long as forward;\n"
         "  in 1f1b and gpipe (p - 1) / (m + p - 1) = 33.3%\n"
         "activations kept at once by each stage: of 3, 2, 1 microbatches\n"
     )

@@ -83,7 +83,7 @@ def test_linear_weights_wait_and_nothing_else() -> None:
     with deferred:
         y = model(torch.ones(1, 3))
     deferred.backward([y.sum()], [None], [])
-    assert len(deferred._later) == 1
+    assert list(deferred._later) == [model.weight, model.bias]
     assert deferred._now == [None, None]
     deferred.finish()
     assert torch.equal(model.weight.grad, torch.ones(2, 3))
