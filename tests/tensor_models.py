@@ -20,11 +20,11 @@ def character_gpt(comm, seed: int = 0) -> nn.Module:
     return gpt(task(), width=3 * heads, blocks=2, heads=heads).double()
 
 
-def encoder(comm, norm_first: bool, *, batch_first: bool = True) -> nn.Module:
+def encoder(comm, norm_first: bool, *, batch_first: bool = True, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(1)
     heads = 2 * comm.size
     layer = nn.TransformerEncoderLayer(
-        3 * heads, heads, 13, dropout=0.0, batch_first=batch_first, norm_first=norm_first
+        3 * heads, heads, 13, dropout=dropout, batch_first=batch_first, norm_first=norm_first
     )
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
 

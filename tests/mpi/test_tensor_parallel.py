@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pycomm.parallel.dropout import KeyedDropout
 from pycomm.parallel.gradient_norm import norm_of, squares_of
 from pycomm.parallel.tensor import (
     counted,
@@ -124,6 +125,25 @@ def test_a_copy_of_a_divided_model(comm, sequence: bool) -> None:
     x, t = tokens(0)
     mean_loss(model(x), t).backward()
     mean_loss(reference(x), t).backward()
+    assert_gradients(comm, model, reference)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_keyed_dropout_drops_what_one_process_drops(comm, sequence, batch_first) -> None:
+    reference = encoder(comm, True, batch_first=batch_first, dropout=0.3)
+    model = copy.deepcopy(reference)
+    model = tensor_parallel(model, comm, None, sequence, sequence_dim=int(batch_first))
+    shape = (BATCH, LENGTH) if batch_first else (LENGTH, BATCH)
+    x = torch.randn(*shape, reference.layers[0].linear1.in_features).double()
+    comm.broadcast(x)
+    results = []
+    for m in (model, reference):
+        with KeyedDropout(m, seed=5)(step=3, first_sample=4, samples=BATCH):
+            results.append(m(x))
+        results[-1].square().sum().backward()
+    y, expected = results
+    assert (y - expected).norm() <= 1e-13 * expected.norm()
     assert_gradients(comm, model, reference)
 
 

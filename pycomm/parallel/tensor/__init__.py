@@ -8,7 +8,7 @@ from pycomm.parallel.tensor.embedding import VocabularyEmbedding
 from pycomm.parallel.tensor.linear import ColumnLinear, RowLinear
 from pycomm.parallel.tensor.plan import tensor_parallel
 from pycomm.parallel.tensor.ready import PLANS, Plan, plan_for, ready_plan
-from pycomm.parallel.tensor.styles import STYLES, Place, qkv, style
+from pycomm.parallel.tensor.styles import STYLES, Place, part, qkv, style
 
 __all__ = [
     "tensor_parallel",
@@ -20,6 +20,7 @@ __all__ = [
     "Place",
     "style",
     "qkv",
+    "part",
     "ColumnLinear",
     "RowLinear",
     "VocabularyEmbedding",

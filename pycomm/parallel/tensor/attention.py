@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.keyed_mask import part_of
 from pycomm.parallel.tensor import operations
 from pycomm.parallel.tensor.divided import Divided
 from pycomm.parallel.tensor.division import Division
@@ -92,7 +94,8 @@ class HeadsAttention(Divided):
         if need_weights:
             mixed, weights = self._explicitly(q, k, v, mask, dropout, average_attn_weights)
         else:
-            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+            with self._these_heads():
+                mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         mixed = mixed.transpose(1, 2).flatten(2)
         return self.out_proj(mixed if self.batch_first else mixed.transpose(0, 1)), weights
 
@@ -141,6 +144,11 @@ class HeadsAttention(Divided):
             masks.append(_additive(padding, q.dtype)[:, None, None])
         return sum(masks[1:], masks[0]) if masks else None
 
+    def _these_heads(self) -> AbstractContextManager[None]:
+        """Say to keyed dropout which heads these are, in (batch, heads, length, keys)."""
+        comm = self.edge.comm
+        return part_of(1, comm.rank * self.num_heads, comm.size * self.num_heads)
+
     def _explicitly(
         self,
         q: torch.Tensor,
@@ -153,7 +161,8 @@ class HeadsAttention(Divided):
         """Return values mixed, and the weights: (batch, length, keys), or of every head."""
         scores = q / math.sqrt(self.head_dim) @ k.transpose(-2, -1)
         weights = (scores if mask is None else scores + mask).softmax(-1)
-        weights = functional.dropout(weights, dropout)
+        with self._these_heads():
+            weights = functional.dropout(weights, dropout)
         mixed, comm = weights @ v, self.edge.comm
         if average:
             return mixed, operations.reduce(weights.sum(1), comm) / (self.num_heads * comm.size)

@@ -66,12 +66,12 @@ def gather(
         dim: the dimension that is divided.
         counts: how much of it each rank has; None asks them.
     """
-    return x if comm.size == 1 else _Gather.apply(x, comm, dim, counts or _asked(x, comm, dim))
+    return x if comm.size == 1 else _Gather.apply(x, comm, dim, counts or lengths(x, comm, dim))
 
 
 def all_gather(x: torch.Tensor, comm: Communicator, dim: int) -> torch.Tensor:
     """Return the parts of all ranks along `dim`, for uses that differ: gradients are added."""
-    return x if comm.size == 1 else _AllGather.apply(x, comm, dim, _asked(x, comm, dim))
+    return x if comm.size == 1 else _AllGather.apply(x, comm, dim, lengths(x, comm, dim))
 
 
 def reduce_scatter(x: torch.Tensor, comm: Communicator, dim: int) -> torch.Tensor:
@@ -81,7 +81,8 @@ def reduce_scatter(x: torch.Tensor, comm: Communicator, dim: int) -> torch.Tenso
     return _ReduceScatter.apply(x, comm, dim, even(x.shape[dim], comm.size))
 
 
-def _asked(x: torch.Tensor, comm: Communicator, dim: int) -> list[int]:
+def lengths(x: torch.Tensor, comm: Communicator, dim: int) -> list[int]:
+    """Return the size of a dimension on every rank."""
     counts = np.empty((comm.size, 1), np.int64)
     return comm.all_gather(np.array([x.shape[dim]]), counts)[:, 0].tolist()
 

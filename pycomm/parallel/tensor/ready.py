@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.tensor.styles import Place, Style, sequence
+from pycomm.parallel.tensor.styles import Place, Style, part, sequence
 
 Plan = Mapping[str, "str | Style"]
 """The style of each layer, by its name; `*` and `?` in a name stand for anything and a character.
@@ -65,6 +65,9 @@ def _encoder_layer(layer: nn.TransformerEncoderLayer) -> Plan:
         "linear2": "row",
         "norm1": "norm",
         "norm2": "norm",
+        "dropout": part(-1, layer.linear1.out_features),
+        "dropout1": "dropout",
+        "dropout2": "dropout",
     }
 
 

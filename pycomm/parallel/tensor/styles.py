@@ -11,6 +11,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.tensor.attention import HeadsAttention, check_heads
+from pycomm.parallel.tensor.dropout import DropoutPart
 from pycomm.parallel.tensor.edge import Edge
 from pycomm.parallel.tensor.embedding import VocabularyEmbedding
 from pycomm.parallel.tensor.linear import ColumnLinear, RowLinear
@@ -163,6 +164,31 @@ def qkv(heads: int, *, blocks: int = 3, entered: bool = False) -> Style:
 def enter(layer: nn.Module, place: Place) -> nn.Module:
     """Enter a divided region where a layer begins, not in the column layers inside of it."""
     layer.register_forward_pre_hook(Edge(place.comm, place.sequence_dim).enter_first)
+    return layer
+
+
+def part(dim: int, whole: int) -> Style:
+    """Return the style of a layer that drops from this rank's part of something.
+
+    Args:
+        dim: the dimension that is divided: −1 where neurons are dropped, 1 where weights of
+            attention are, (batch, heads, length, keys).
+        whole: its size over all ranks.
+    """
+
+    def say(layer: nn.Module, place: Place) -> nn.Module:
+        DropoutPart.around(layer, place.comm, dim, whole)
+        return layer
+
+    say.__name__ = f"part({dim}, {whole})"
+    return say
+
+
+@style("dropout")
+def dropout(layer: nn.Module, place: Place) -> nn.Module:
+    """With sequence parallelism: let keyed dropout know which part of the sequence it sees."""
+    if place.sequence_dim is not None:
+        DropoutPart.around(layer, place.comm, place.sequence_dim)
     return layer
 
 
