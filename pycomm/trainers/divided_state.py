@@ -43,7 +43,7 @@ def _mapped(
         how = divided.get(name)
         return change(value, how) if how is not None and changes(value, how) else value
 
-    model = {name: changed(name, state["model"][name]) for name in sorted(state["model"])}
+    model = {name: changed(name, value) for name, value in state["model"].items()}
     kept = state["optimizer"]["state"]
     optimizer = {
         name: {key: changed(name, kept[name][key]) for key in sorted(kept[name])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import pycomm
 from pycomm.errors import ArgumentError, NonFiniteError, StageError
+from pycomm.parallel.sampler import share as share_of
 from pycomm.trainers.checkpoint import Checkpoint
 from pycomm.workloads import models
 from pycomm.workloads.task import Defaults, Task
@@ -152,3 +154,51 @@ def test_a_stage_that_fails_in_one_pipeline_is_told_on_all(comm) -> None:
 def test_a_layout_that_is_not_the_number_of_ranks(comm) -> None:
     with pytest.raises(ArgumentError, match=f"is not {comm.size}, the number of ranks"):
         pycomm.Mesh(comm, dp=comm.size, pp=2)
+
+
+def dropping() -> torch.nn.Sequential:
+    """Return layers that drop: attention, activations and feed-forward."""
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.TransformerEncoderLayer(12, 12, 24, dropout=0.3, batch_first=True)
+        for _ in range(4)
+    ]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(12, SYMBOLS)).double()
+
+
+def floats(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, LENGTH, 12, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, SYMBOLS, (count, LENGTH), generator=generator)
+
+
+def losses_with_dropout(trainer, share) -> list[float]:
+    return [trainer.step(*share(*floats(size, k))) for k, size in enumerate([8, 5, 7])]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_does_not_depend_on_the_layout(comm, recompute: bool) -> None:
+    alone = comm.split(comm.rank)
+    single = pycomm.ModelParallelTrainer(dropping(), sgd, loss_fn, alone, microbatches=1)
+    expected = losses_with_dropout(single, lambda *batch: batch)
+    again = pycomm.ModelParallelTrainer(dropping().eval(), sgd, loss_fn, alone, microbatches=1)
+    assert losses_with_dropout(again, lambda *batch: batch)[0] != expected[0], "it drops"
+    for layout in layouts(comm.size):
+        mesh = pycomm.Mesh(comm, **layout)
+        trainer = pycomm.ModelParallelTrainer(
+            dropping(), sgd, loss_fn, mesh, microbatches=3, recompute=recompute
+        )
+        found = losses_with_dropout(trainer, lambda x, t, mesh=mesh: my_share(mesh, x, t))
+        assert found == pytest.approx(expected, abs=1e-10), layout
+        mesh.close()
+
+
+def test_dropout_in_data_parallelism_is_that_of_one_process(comm) -> None:
+    alone = comm.split(comm.rank)
+    expected = pycomm.DataParallelTrainer(dropping(), sgd, loss_fn, alone, accumulate=2)
+    trainer = pycomm.DataParallelTrainer(dropping(), sgd, loss_fn, comm, accumulate=2)
+    for k, size in enumerate([8, 5, 7, 1]):
+        x, t = floats(size, k)
+        mine = share_of(np.arange(size), comm.rank, comm.size)
+        loss = trainer.step(*(x[mine], t[mine])) if len(mine) else trainer.step(None, None)
+        assert loss == pytest.approx(expected.step(x, t), abs=1e-10)
