@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import pycomm
 from pycomm.parallel.dropout import KeyedDropout
 from pycomm.parallel.gradient_norm import norm_of, squares_of
 from pycomm.parallel.tensor import (
@@ -145,6 +146,23 @@ def test_keyed_dropout_drops_what_one_process_drops(comm, sequence, batch_first)
     y, expected = results
     assert (y - expected).norm() <= 1e-13 * expected.norm()
     assert_gradients(comm, model, reference)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_with_data_parallelism(comm, sequence: bool) -> None:
+    if comm.size % 2:
+        pytest.skip("for an even number of ranks")
+    mesh = pycomm.Mesh(comm, dp=None, tp=2)
+    tp, dp = mesh["tp"], mesh["dp"]
+    reference, model = character_gpt(tp), character_gpt(tp)
+    model = pycomm.DataParallel(tensor_parallel(model, tp, None, sequence), dp)
+    x, t = tokens(0, 2 * dp.size)
+    mine = slice(2 * dp.rank, 2 * dp.rank + 2)
+    mean_loss(model(x[mine]), t[mine]).backward()
+    mean_loss(reference(x), t).backward()
+    assert_gradients(tp, model.module, reference)
+    del model
+    mesh.close()
 
 
 @pytest.mark.parametrize("sequence", [False, True])
