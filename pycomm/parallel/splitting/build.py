@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from torch import fx, nn
+from torch import fx
 
 from pycomm.parallel.parts import INPUT, OUTPUT, Part
-from pycomm.parallel.splitting.flow import MODE, Flow
-from pycomm.parallel.splitting.subtree import copy_subtree
+from pycomm.parallel.splitting.flow import Flow
+from pycomm.parallel.splitting.owners import modules_of
 
 
 def build_parts(flow: Flow, ranges: Sequence[range]) -> list[Part]:
@@ -28,10 +27,14 @@ def build_parts(flow: Flow, ranges: Sequence[range]) -> list[Part]:
         for layer in flow.layers[members.start : members.stop]
         for node in layer.nodes
     }
-    crossing = _crossing(flow.graph, stage_of, len(ranges) - 1)
     last = len(ranges) - 1
-    builder = _Builder(flow, stage_of, crossing)
-    return [builder.part(stage, stage == last) for stage in range(len(ranges))]
+    crossing = _crossing(flow.graph, stage_of, last)
+    cutter = _Cutter(flow.graph, stage_of, crossing)
+    graphs = [cutter.graph(stage, stage == last) for stage in range(len(ranges))]
+    modules = modules_of(flow, graphs)
+    return [
+        Part(module, *cutter.names(stage, stage == last)) for stage, module in enumerate(modules)
+    ]
 
 
 def value_name(node: fx.Node) -> str:
@@ -51,69 +54,51 @@ def _crossing(graph: fx.Graph, stage_of: dict[fx.Node, int], last: int) -> dict[
     return crossing
 
 
-class _Builder:
-    """Makes the parts of a flow one by one."""
+class _Cutter:
+    """Cuts a graph into those of the parts."""
 
-    def __init__(self, flow: Flow, stage_of: dict[fx.Node, int], crossing: dict[fx.Node, set[int]]):
-        self._flow, self._stage_of, self._crossing = flow, stage_of, crossing
+    def __init__(
+        self,
+        whole: fx.Graph,
+        stage_of: dict[fx.Node, int],
+        crossing: dict[fx.Node, set[int]],
+    ):
+        self._whole, self._stage_of, self._crossing = whole, stage_of, crossing
 
-    def part(self, stage: int, last: bool) -> Part:
-        """Return one part."""
-        taken = [n for n, stages in self._crossing.items() if stage in stages]
-        given = [n for n in self._crossing if self._stage_of[n] == stage]
+    def names(self, stage: int, last: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return what a part takes and gives."""
+        takes = tuple(map(value_name, self._taken(stage))) if stage > 0 else (INPUT,)
+        return takes, (OUTPUT,) if last else tuple(map(value_name, self._given(stage)))
+
+    def graph(self, stage: int, last: bool) -> fx.Graph:
+        """Return the graph of one part."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         if stage > 0:
-            arrived = [graph.placeholder(_identifier(n)) for n in taken]
+            taken = self._taken(stage)
+            arrived = [graph.placeholder(f"taken_{n.name}") for n in taken]
             copies = {n: _arrive(graph, n, p) for n, p in zip(taken, arrived)}
-        look = partial(self._look_up, graph, copies)
+
+        def look(node: fx.Node) -> fx.Node:
+            if node not in copies:  # what is read from the module is read where it is used
+                copies[node] = graph.get_attr(str(node.target))
+            return copies[node]
+
         output = None
-        for node in self._flow.graph.nodes:
+        for node in self._whole.nodes:
             if self._stage_of.get(node) == stage:
                 copies[node] = graph.node_copy(node, look)
             elif node.op == "output" and last:
                 output = fx.map_arg(node.args[0], look)
-        results = (output,) if last else tuple(_leave(graph, n, look) for n in given)
-        graph.output(results)
-        return Part(
-            self._module(graph),
-            tuple(map(value_name, taken)) if stage > 0 else (INPUT,),
-            (OUTPUT,) if last else tuple(map(value_name, given)),
-        )
+        given = tuple(_leave(graph, n, look) for n in self._given(stage))
+        graph.output((output,) if last else given)
+        return graph
 
-    def _look_up(self, graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-        if node not in copies:  # what is read from the module is read where it is used
-            copies[node] = graph.get_attr(str(node.target))
-        return copies[node]
+    def _taken(self, stage: int) -> list[fx.Node]:
+        return [n for n, stages in self._crossing.items() if stage in stages]
 
-    def _module(self, graph: fx.Graph) -> nn.Module:
-        read = {str(n.target) for n in graph.nodes if n.op == "get_attr" and n.target != MODE}
-        called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
-        constants = {name: self._flow.constants[name] for name in read & set(self._flow.constants)}
-        names = self._canonical(called, read - set(constants))
-        module = fx.GraphModule(nn.Module(), fx.Graph(), type(self._flow.root).__name__)
-        copy_subtree(self._flow.root, module, called, names)
-        for name, value in constants.items():
-            module.register_buffer(name, value, persistent=False)
-        module.graph = graph
-        return module
-
-    def _canonical(self, called: set[str], read: set[str]) -> set[str]:
-        """Return the names of tensors that a part needs beside the modules that it calls.
-
-        A parameter with several names is there under its first one, too: the name that the whole
-        model's `named_parameters` has.
-        """
-        root = self._flow.root
-        first = {id(p): name for name, p in root.named_parameters()}
-        own = [p for name in called for p in root.get_submodule(name).parameters()]
-        used = {first[id(p)] for p in own}
-        covered = tuple(name + "." for name in called)
-        return {name for name in used | read if not name.startswith(covered)}
-
-
-def _identifier(node: fx.Node) -> str:
-    return f"taken_{node.name}"
+    def _given(self, stage: int) -> list[fx.Node]:
+        return [n for n in self._crossing if self._stage_of[n] == stage]
 
 
 def _is_kind(node: fx.Node) -> bool:

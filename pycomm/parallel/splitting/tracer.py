@@ -5,19 +5,18 @@ from __future__ import annotations
 import linecache
 import logging
 import operator
-import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.parts import INPUT
+from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.splitting.blocks import Blocks
 from pycomm.parallel.splitting.flow import MODE, Flow
 from pycomm.parallel.splitting.inputs import input_names, takes_as_it_is, unpack
@@ -42,15 +41,15 @@ def trace(model: nn.Module, blocks: Blocks, inputs: Sequence[str] | None = None)
     """
     tracer = _Tracer(blocks, input_names(model, inputs))
     before = set(vars(model))
-    states = _random_states()
+    states = random_states()
     try:
         graph = tracer.trace(model)
-        if _random_states() != states:
+        if random_states() != states:
             raise fx.proxy.TraceError("random numbers are drawn that do not depend on the input")
     except Exception as error:
         raise ArgumentError(_why(model, error)) from error
     finally:
-        _restore_random(states)
+        restore_random_states(states)
         made = [name for name in vars(model) if name not in before]
         constants = {name: vars(model).pop(name) for name in made}
     _take_input(graph, tracer.names, takes_as_it_is(model))
@@ -89,7 +88,7 @@ class _Tracer(fx.Tracer):
         stand_ins = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
 
         def forward(*values: Any) -> Any:
-            with self._mode_of(self.root):
+            with self._attributes_of(self.root):
                 return root_fn(self.root, **dict(zip(self.names, values)))
 
         return forward, stand_ins
@@ -99,16 +98,16 @@ class _Tracer(fx.Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        known, stack, states = set(self.graph.nodes), len(self.module_stack), _random_states()
+        known, stack, states = set(self.graph.nodes), len(self.module_stack), random_states()
         try:
-            with self._mode_of(m):
+            with self._attributes_of(m):
                 result = super().call_module(m, forward, args, kwargs)
-            if _random_states() != states:
+            if random_states() != states:
                 raise fx.proxy.TraceError("random numbers are drawn")
             return result
         except Exception as error:
             _logger.debug("%s", _why(m, error))
-            _restore_random(states)
+            restore_random_states(states)
             while len(self.module_stack) > stack:
                 self.module_stack.popitem()
             self._undo(known)
@@ -120,14 +119,17 @@ class _Tracer(fx.Tracer):
                 self.graph.erase_node(node)
 
     @contextmanager
-    def _mode_of(self, module: nn.Module) -> Iterator[None]:
-        """Let `module.training` be read by the graph when it runs."""
-        mode = module.training
-        module.__dict__[MODE] = self.create_proxy("get_attr", MODE, (), {})
+    def _attributes_of(self, module: nn.Module) -> Iterator[None]:
+        """Let the graph read `module.training`, and tensors that are attributes, when it runs."""
+        own = vars(module)
+        before = {k: v for k, v in own.items() if k == MODE or isinstance(v, torch.Tensor)}
+        for key, value in before.items():
+            name = MODE if key == MODE else self.tensor_attrs[value]
+            own[key] = self.create_proxy("get_attr", name, (), {})
         try:
             yield
         finally:
-            module.__dict__[MODE] = mode
+            own.update(before)
 
 
 def _take_input(graph: fx.Graph, names: list[str], as_it_is: bool) -> None:
@@ -158,17 +160,3 @@ def _why(module: nn.Module, error: Exception) -> str:
         f"values, shapes or self.training, or draws random numbers, goes into a submodule, which "
         f"stays whole (name it in leaves= if need be), or pass a list of layers"
     )
-
-
-def _random_states() -> tuple[Any, ...]:
-    """Return the states of the random generators of torch, Python and NumPy, to be compared."""
-    name, keys, *rest = np.random.get_state()
-    state = torch.get_rng_state().numpy().tobytes()
-    return state, random.getstate(), (name, np.asarray(keys).tobytes(), *rest)
-
-
-def _restore_random(states: tuple[Any, ...]) -> None:
-    torch.set_rng_state(torch.frombuffer(bytearray(states[0]), dtype=torch.uint8))
-    random.setstate(states[1])
-    name, keys, *rest = states[2]
-    np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
