@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pycomm.errors import ArgumentError
+from pycomm.parallel.memory import Optimizer, state_bytes
 from pycomm.parallel.profile import profile
-from pycomm.parallel.splitting.flow import Flow, Layer
+from pycomm.parallel.splitting.flow import Flow
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -21,15 +24,15 @@ class Sample:
     """What layers are measured with.
 
     Attributes:
-        inputs: a microbatch of the model's inputs.
+        inputs: a microbatch of the model's inputs; None, and activations are not counted.
         in_flight: how many microbatches' activations a part holds at once, for "memory".
-        state_ratio: bytes of optimizer state for each byte of a parameter.
+        optimizer: the factory, for the size of its state, for "memory".
         comm: the ranks that agree on the costs: rank 0 measures; None for this one alone.
     """
 
-    inputs: Any
+    inputs: Any = None
     in_flight: int = 1
-    state_ratio: float = 2.0
+    optimizer: Optimizer = lambda named: torch.optim.AdamW(named)
     comm: Communicator | None = None
 
 
@@ -57,16 +60,31 @@ def costs_of(flow: Flow, balance: str | Sequence[float], sample: Sample | None) 
     if balance not in BALANCES:
         names = ", ".join(map(repr, BALANCES))
         raise ArgumentError(f"balance={balance!r}: choose {names} or pass a cost for each layer")
-    if sample is None:
-        raise ArgumentError(f"balance={balance!r} needs sample=, a microbatch of inputs to measure")
-    return _measured(flow, balance, sample)
+    sample = sample or Sample()
+    if balance == "memory":
+        return Costs(memory_costs(flow, sample), "bytes", "memory")
+    if sample.inputs is None:
+        raise ArgumentError("balance='time' needs sample=, with a microbatch of inputs to measure")
+    measured = profile(flow, sample.inputs, sample.comm)
+    return Costs([m.seconds for m in measured], "s", "measured time")
 
 
-def state_bytes(flow: Flow, layer: Layer, state_ratio: float) -> float:
-    """Return the bytes of a layer's parameters, gradients and optimizer state."""
-    return sum(
-        p.nbytes * (2 + state_ratio) if p.requires_grad else p.nbytes for p in flow.tensors(layer)
-    )
+def memory_costs(flow: Flow, sample: Sample) -> list[float]:
+    """Return the bytes that each layer needs: parameters, gradients, state and activations.
+
+    What several layers share is counted for each of them.
+    """
+    states = state_bytes(sample.optimizer, flow.root.named_parameters())
+    name_of = {id(p): name for name, p in flow.root.named_parameters()}
+    costs = []
+    for layer in flow.layers:
+        parameters = list(flow.tensors(layer))
+        own = sum(p.nbytes * (1 + p.requires_grad) for p in parameters)
+        costs.append(float(own + sum(states.get(name_of[id(p)], 0) for p in parameters)))
+    if sample.inputs is None:
+        return costs
+    measured = profile(flow, sample.inputs, sample.comm)
+    return [cost + m.activation_bytes * sample.in_flight for cost, m in zip(costs, measured)]
 
 
 def _given(flow: Flow, balance: Sequence[float]) -> Costs:
@@ -78,17 +96,3 @@ def _given(flow: Flow, balance: Sequence[float]) -> Costs:
             f"they are {names}"
         )
     return Costs(costs, "", "the given costs")
-
-
-def _measured(flow: Flow, balance: str, sample: Sample) -> Costs:
-    measured = profile(flow, sample.inputs, sample.comm)
-    if balance == "time":
-        return Costs([m.seconds for m in measured], "s", "measured time")
-    return Costs(
-        [
-            state_bytes(flow, layer, sample.state_ratio) + m.activation_bytes * sample.in_flight
-            for layer, m in zip(flow.layers, measured)
-        ],
-        "bytes",
-        "memory",
-    )
