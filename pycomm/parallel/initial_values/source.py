@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.deferred.building import Building
-from pycomm.parallel.deferred.fill import (
+from pycomm.parallel.initial_values.building import Building
+from pycomm.parallel.initial_values.fill import (
     Init,
     fill_by_modules,
     fill_from,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.deferred import building
-from pycomm.parallel.deferred.source import source_of
+from pycomm.parallel.initial_values import building
+from pycomm.parallel.initial_values.source import source_of
 from pycomm.parallel.splitting.split import split
 from tests.parallel.parts_runner import run
 from tests.parallel.split_models import WORDS, Skips, TiedLanguageModel

@@ -1,1 +1,0 @@
-"""Building a model that does not fit: its structure first, then the values of one part."""
