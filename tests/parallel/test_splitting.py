@@ -203,6 +203,22 @@ def test_a_model_that_cannot_be_traced() -> None:
     assert vars(model).keys() == vars(Branches()).keys() and model.training is True
 
 
+def test_a_cut_inside_what_cannot_be_traced() -> None:
+    with pytest.raises(ArgumentError, match="a cut lies in 'branches', but Branches.forward"):
+        split(AroundBranches(), 2, cuts=["branches.two"])
+    with pytest.raises(ArgumentError, match="'branches' stays whole, but a cut lies inside it"):
+        split(AroundBranches(), 2, cuts=["branches.two"], leaves=["branches"])
+    with pytest.raises(ArgumentError, match="leaves: the model has no module 'twigs'"):
+        split(AroundBranches(), 2, leaves=["twigs"])
+
+
+def test_rows_of_composed_modules_are_opened() -> None:
+    inner = nn.Sequential(Block(), Block(), Block())
+    outer = nn.Sequential(nn.Linear(8, 8), inner)
+    assert split(outer, 2).names == ("0", "1")
+    assert split(outer, 3).names == ("0", "1.0", "1.1", "1.2")
+
+
 def test_random_numbers_are_not_frozen() -> None:
     class Noisy(nn.Module):
         def __init__(self, inner: bool):

@@ -45,11 +45,15 @@ class Blocks:
         for name in sorted(self._named & self._open):
             raise ArgumentError(f"leaves: {name!r} stays whole, but a cut lies inside it")
 
+    def has_cut_inside(self, name: str) -> bool:
+        """Say whether a module must be traced, because a part begins inside it."""
+        return name in self._open
+
     def whole(self, module: nn.Module, name: str) -> bool:
         """Say whether a module stays whole."""
         if name in self._named or isinstance(module, self._classes):
             return True
-        if name in self._open:
+        if self.has_cut_inside(name):
             return False
         if type(module).__module__.startswith("torch.nn") and not isinstance(module, _CONTAINERS):
             return True

@@ -46,6 +46,8 @@ def trace(model: nn.Module, blocks: Blocks, inputs: Sequence[str] | None = None)
         graph = tracer.trace(model)
         if random_states() != states:
             raise fx.proxy.TraceError("random numbers are drawn that do not depend on the input")
+    except ArgumentError:
+        raise
     except Exception as error:
         raise ArgumentError(_why(model, error)) from error
     finally:
@@ -106,6 +108,8 @@ class _Tracer(fx.Tracer):
                 raise fx.proxy.TraceError("random numbers are drawn")
             return result
         except Exception as error:
+            if self._blocks.has_cut_inside(name):
+                raise ArgumentError(f"a cut lies in {name!r}, but {_why(m, error)}") from error
             _logger.debug("%s", _why(m, error))
             restore_random_states(states)
             while len(self.module_stack) > stack:
