@@ -51,7 +51,6 @@ class Checked:
 
 def trained(job: Job, impl: str, mpi: str, checked: Checked, samples: Samples) -> Trained:
     """Summarize the samples of one variant."""
-    low, median, high = map(samples.quantile_us, (0.25, 0.5, 0.75))
     return Trained(
         model=job.model,
         optimizer=job.rule,
@@ -61,18 +60,11 @@ def trained(job: Job, impl: str, mpi: str, checked: Checked, samples: Samples) -
         device=job.device,
         gradient_bytes=job.gradient_bytes,
         batch=job.batch,
-        samples=samples.slowest_us.size,
-        t_min_us=samples.quantile_us(0),
-        t_q25_us=low,
-        t_med_us=median,
-        t_q75_us=high,
-        t_p95_us=samples.quantile_us(0.95),
-        iqr_percent=100 * (high - low) / median,
-        slow_rank=samples.slow_rank,
         wire_bytes=checked.wire_bytes,
         peak_bytes=checked.peak_bytes,
         off=checked.off,
         wrong=checked.wrong,
+        **samples.summary(),
     )
 
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from pycomm import _native, arrays
 from pycomm.kernels import update
 from pycomm.parallel.exchange import GradientExchange
 from pycomm.parallel.flat_parameters import FlatParameters, OwnPiece
-from pycomm.parallel.gradient_norm import clip_factor, norm_of
+from pycomm.parallel.gradient_norm import clip_factor
 from pycomm.parallel.rules import settings
+from pycomm.parallel.whole_gradient import WholeGradient
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -41,6 +43,7 @@ class FusedUpdate:
 
     Args:
         rule: what kernels.update does.
+        whole: the gradient that this is a part of.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class FusedUpdate:
         parameters: FlatParameters,
         groups: Sequence[int | None],
         comm: Communicator,
+        whole: WholeGradient,
     ):
         self.optimizer, self.comm, self.parameters = optimizer, comm, parameters
+        self._whole = whole
         self.exchange = GradientExchange(parameters, comm)
         self._tables = [
             _Table(optimizer, rule, parameters, groups, self.exchange, number)
@@ -79,7 +84,9 @@ class FusedUpdate:
             table.begin(own, somewhere)
         norm = None
         if clip_norm is not None or accepts is not None:
-            norm = norm_of(self.comm, [table.reduce(scale) for table in self._tables])
+            norm = self._whole.norm_of_pieces(
+                [table.reduce(scale, self._whole.counts) for table in self._tables]
+            )
             scale = 1.0 if clip_norm is None else clip_factor(norm, clip_norm)
         if norm is None or accepts is None or accepts(norm):
             for table in self._tables:
@@ -155,8 +162,12 @@ class _Table:
         self.table[:, self.rank] = starts
         self._reduced = False
 
-    def reduce(self, scale: float) -> np.ndarray:
-        """Write the scaled sums of gradients to this rank's buffer; return squares of blocks."""
+    def reduce(self, scale: float, counts: Callable[[nn.Parameter], bool]) -> np.ndarray:
+        """Write the scaled sums of gradients to this rank's buffer.
+
+        Returns:
+            Sums of squares of the blocks of those parameters that count.
+        """
         self._reduced = True
         table, rows = self.table[self._active], [self.rows[i] for i in self._active]
         flat = self.gradients[self.rank]
@@ -164,7 +175,8 @@ class _Table:
         ends = np.cumsum([0] + [self.blocks[i] for i in self._active])
         table[:, self._states + 1] = _native.address(self.squares) + 8 * ends[:-1]
         _native.reduce_gradients(table, self.code, len(self.gradients), scale)
-        return self.squares[: ends[-1]]
+        counted = np.array([counts(row.piece.place.parameter) for row in rows], bool)
+        return self.squares[: ends[-1]][np.repeat(counted, np.diff(ends))]
 
     def update(self, scale: float) -> None:
         """Update and publish the parameters."""

@@ -42,25 +42,27 @@ def norm_of(comm: Communicator | None, squares: Sequence[np.ndarray]) -> float:
     return math.sqrt(_exact_sum(mine.tolist()))
 
 
-def clip_gradients(gradients: Iterable[torch.Tensor], clip_norm: float | None) -> float:
-    """Scale gradients, in place, so that their norm is at most `clip_norm`; return the norm.
+def clip_gradients(gradients: Iterable[torch.Tensor], norm: float, clip_norm: float | None) -> None:
+    """Scale gradients of a norm, in place, so that it is at most `clip_norm`.
 
     Args:
         gradients: dense, or sparse and coalesced.
-        clip_norm: None only returns the norm.
+        norm: of them and perhaps of others.
+        clip_norm: None leaves them as they are.
     """
-    values = [g._values() if g.is_sparse else g for g in gradients]
-    norm = norm_of(None, [squares_of(g) for g in values])
     factor = 1.0 if clip_norm is None else clip_factor(norm, clip_norm)
     if factor != 1:
-        for gradient in values:
-            gradient.mul_(factor)
-    return norm
+        for gradient in gradients:
+            (gradient._values() if gradient.is_sparse else gradient).mul_(factor)
 
 
 def squares_of(x: torch.Tensor) -> np.ndarray:
-    """Return the sum of squares of every block of a dense tensor, in the order of its memory."""
-    flat = _flat(x)
+    """Return the sum of squares of every block of a tensor, in the order of its memory.
+
+    Args:
+        x: dense, or sparse and coalesced.
+    """
+    flat = _flat(x._values() if x.is_sparse else x)
     if flat.device.type == "cpu" and flat.dtype in _NATIVE:
         squares = np.empty(-(-flat.numel() // update.NORM_BLOCK))
         code = arrays.resolve_dtype(flat.dtype).code

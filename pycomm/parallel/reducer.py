@@ -13,7 +13,7 @@ reduced in that order on all ranks. Source: Li et al., PyTorch Distributed (2020
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,10 +23,11 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
-from pycomm.parallel.compression import Compression, Factory, find_factory
-from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.compression import Compression, Factory, Leftover, find_factory
+from pycomm.parallel.finite import is_finite
 from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
+from pycomm.parallel.whole_gradient import WholeGradient
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -50,6 +51,7 @@ class Reducer:
         at_end: called when a backward pass that synchronizes has computed all gradients; then no
             `expect` is needed before it.
         check_finite: look at every gradient before it is reduced.
+        whole: the gradient that this is a part of; None: all of it.
         compression: reduces buckets in place of all_reduce, after backward; see `compression.find`.
 
     Attributes:
@@ -74,6 +76,7 @@ class Reducer:
         algorithm: str | None,
         at_end: Callable[[], None] | None = None,
         check_finite: bool = False,
+        whole: WholeGradient | None = None,
         compression: str | Factory | None = None,
     ):
         if bucket_bytes <= 0:
@@ -84,6 +87,7 @@ class Reducer:
         self._bucket_bytes = bucket_bytes
         self._at_end = at_end
         self._check_finite, self._not_finite = check_finite, set[str]()
+        self._whole = whole or WholeGradient(comm)
         trainable = [(name, p) for name, p in parameters if p.requires_grad]
         self._device = common_device(trainable, comm)
         self._sparse = [SparseGradient(n, p, comm, op) for n, p in trainable if n in sparse]
@@ -148,12 +152,26 @@ class Reducer:
         self._reset()
         self._reorder()
 
+    def leftovers(self) -> dict[str, Leftover]:
+        """Return what compression has left for later on this rank, by the parameters' names."""
+        return {
+            slot.name: left
+            for bucket, compression in zip(self.buckets, self._compressed)
+            for slot, left in zip(bucket.slots, compression.leftovers())
+        }
+
+    def restore(self, saved: Sequence[Mapping[str, Leftover]]) -> None:
+        """Take what `leftovers` returned on every rank, of any number; see Compression.restore."""
+        for bucket, compression in zip(self.buckets, self._compressed):
+            names = [slot.name for slot in bucket.slots]
+            compression.restore([[r[name] for r in saved if name in r] for name in names])
+
     def _raise_not_finite(self) -> None:
         sparse = [g.name for g in self._sparse if not g.is_finite()]
         names, self._not_finite = [*self._not_finite, *sparse], set()
         for work in self._works:
             work.wait()
-        raise_if_any(self.comm, names)
+        self._whole.raise_not_finite(names)
 
     def _keep_used(self) -> None:
         """Give every parameter that some rank used its gradient, and the others none."""

@@ -9,9 +9,10 @@ import torch
 
 from pycomm.errors import UnsupportedError
 from pycomm.parallel.flat_parameters import FlatParameters
-from pycomm.parallel.gradient_norm import clip_factor, norm_of, squares_of
+from pycomm.parallel.gradient_norm import clip_gradients, squares_of
 from pycomm.parallel.layout import Layout, Place
 from pycomm.parallel.shards import Piece
+from pycomm.parallel.whole_gradient import WholeGradient
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -33,12 +34,18 @@ class ScatteredUpdate:
 
     Args:
         optimizer: over the pieces of this rank, see ShardedState.
+        whole: the gradient that this is a part of.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, parameters: FlatParameters, comm: Communicator
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: FlatParameters,
+        comm: Communicator,
+        whole: WholeGradient,
     ):
         self.optimizer, self.parameters, self.comm = optimizer, parameters, comm
+        self._whole = whole
         self._places = [p for layout in parameters.layouts for p in layout.places]
         self._counts = [
             chunk_counts(layout, shards)
@@ -89,13 +96,14 @@ class ScatteredUpdate:
             piece.parameter.grad = part.view(piece.parameter.shape) if has else None
 
     def _clip(self, clip_norm: float | None) -> float:
-        gradients = [p.parameter.grad for p in self.parameters.pieces]
-        there = [g for g in gradients if g is not None]
-        norm = norm_of(self.comm, [squares_of(g) for g in there])
-        factor = 1.0 if clip_norm is None else clip_factor(norm, clip_norm)
-        if factor != 1:
-            for gradient in there:
-                gradient.mul_(factor)
+        counts = self._whole.counts
+        there = [
+            (piece.parameter.grad, counts(piece.place.parameter))
+            for piece in self.parameters.pieces
+            if piece.parameter.grad is not None
+        ]
+        norm = self._whole.norm_of_pieces([squares_of(g) for g, counted in there if counted])
+        clip_gradients([g for g, _ in there], norm, clip_norm)
         return norm
 
     def _publish(self) -> None:

@@ -11,13 +11,15 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.compression import Factory
-from pycomm.parallel.finite import is_finite, raise_if_any
+from pycomm.parallel.copies import Copies
+from pycomm.parallel.finite import is_finite
 from pycomm.parallel.flat_parameters import FlatParameters
 from pycomm.parallel.fused_update import FusedUpdate
 from pycomm.parallel.rules import is_elementwise, rule_of
 from pycomm.parallel.scattered_update import ScatteredUpdate
 from pycomm.parallel.sharded_state import ShardedState
 from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.parallel.whole_update import WholeUpdate
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Update(Protocol):
         """Return the optimizer's state by full names on rank 0, perhaps elsewhere; collective."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take what `state` returned on any number of ranks."""
+        """Take what `state` returned on any number of ranks; every rank must call this."""
 
 
 class ShardedUpdate:
@@ -65,7 +67,8 @@ class ShardedUpdate:
 
     Each rank owns a part of every parameter and keeps the optimizer's state for that part alone.
     SGD, Adam and AdamW on CPU ranks that share memory reduce, update and publish in one pass,
-    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate.
+    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate. If the
+    job goes on when a rank dies, the others have copies of what it owned, see Copies.
 
     The optimizer stays the same object, but its groups hold this rank's parts of the parameters.
     `p.grad` stays this rank's own gradient. The parameters' data lie in symmetric buffers.
@@ -77,6 +80,10 @@ class ShardedUpdate:
         share: whether all ranks, of one host, share one copy of the parameters; what one writes
             to them all see. It is rank 0's, who must keep them as long as others use them.
         check_finite: look at every gradient of every rank.
+        whole: the gradient that this is a part of; None: all of it.
+
+    Attributes:
+        copies: what survives a rank; None if the job does not.
 
     Raises:
         UnsupportedError: `share` on ranks that share no memory.
@@ -90,18 +97,21 @@ class ShardedUpdate:
         *,
         share: bool = False,
         check_finite: bool = False,
+        whole: WholeGradient | None = None,
     ):
         rule = rule_of(optimizer) if can_fuse(optimizer, parameters, comm) else None
         self._comm, self._check_finite = comm, check_finite
-        self._named = parameters
+        self._named, self._whole = parameters, whole or WholeGradient(comm)
         self.parameters = FlatParameters(parameters, comm, share=share)
         self._state = ShardedState(optimizer, self.parameters)
         self.fused = rule is not None
         self._way: FusedUpdate | ScatteredUpdate
         if rule is not None:
-            self._way = FusedUpdate(optimizer, rule, self.parameters, self._state.groups, comm)
+            groups = self._state.groups
+            self._way = FusedUpdate(optimizer, rule, self.parameters, groups, comm, self._whole)
         else:
-            self._way = ScatteredUpdate(optimizer, self.parameters, comm)
+            self._way = ScatteredUpdate(optimizer, self.parameters, comm, self._whole)
+        self.copies = Copies(self._state, comm) if comm.can_shrink else None
 
     def expect(self, last: bool) -> None:
         """Say whether gradients are final once the next backward pass has added to them."""
@@ -120,19 +130,47 @@ class ShardedUpdate:
         """Update with the sum of all ranks' gradients times `scale`; see Update.step."""
         if self._check_finite:
             self._raise_not_finite()
-        return self._way.step(scale, clip_norm, accepts)
+        norm = self._way.step(scale, clip_norm, accepts)
+        if self.copies is not None:
+            self.copies.take()
+        return norm
 
     def state(self) -> dict[str, Any] | None:
         """Return the whole state by full names on rank 0, None elsewhere; collective."""
         return self._state.gather(self._comm)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take this rank's part of what `state` returned, on any number of ranks."""
+        """Take this rank's part of what `state` returned, on any number of ranks; collective."""
         self._state.restore(saved)
+        if self.copies is not None:
+            self.copies.take()
+
+    def recover(self, comm: Communicator) -> None:
+        """Give parameters and optimizer what they were after the newest step that is not lost.
+
+        Then the optimizer is that of whole parameters, as it was before this object was made, and
+        this object is done for. Every survivor must call this.
+
+        Args:
+            comm: the survivors, in their order.
+
+        Raises:
+            RankFailedError: what a dead rank owned is lost, see Copies; nothing has changed.
+            UnsupportedError: the ranks that this object was made for cannot do without any.
+        """
+        if self.copies is None:
+            raise UnsupportedError(
+                f"rank {self._comm.rank}: there are no copies of what other ranks own, as the job "
+                "ends when a rank dies: start it with Open MPI 5 and mpirun --with-ft ulfm"
+            )
+        whole = self.copies.recover(comm)
+        for name, p in self._named:
+            p.data = whole.parameters[name]
+        self._state.put_back(whole.state)
 
     def _raise_not_finite(self) -> None:
         found = [n for n, p in self._named if p.grad is not None and not is_finite(p.grad)]
-        raise_if_any(self._comm, found)
+        self._whole.raise_not_finite(found)
 
 
 def can_fuse(
@@ -159,6 +197,7 @@ def make_update(
     algorithm: str | None,
     compression: str | Factory | None,
     bucket_bytes: int,
+    whole: WholeGradient | None = None,
 ) -> Update:
     """Return how a module's parameters are updated.
 
@@ -168,6 +207,7 @@ def make_update(
         share: whether ranks share one copy of the parameters.
         check_finite: look at every gradient of every rank.
         algorithm, compression, bucket_bytes: of the reduction without shards.
+        whole: the gradient that this is a part of; None: all of it.
 
     Raises:
         ArgumentError: `share` with `shard=False`, or `compression` with shards.
@@ -192,29 +232,22 @@ def make_update(
         kind = type(optimizer).__name__
         _logger.warning("%s is not sharded: every rank updates everything", kind)
     plain = shard is None and algorithm is None and compression is None
-    unasked = plain and _is_better_sharded(optimizer, module, trained, comm)
+    dense = not sparse_parameters(module)
+    unasked = plain and dense and can_fuse(optimizer, trained, comm)
     if optimizer is not None and divisible and (share or shard or unasked):
-        return ShardedUpdate(optimizer, trained, comm, share=share, check_finite=check_finite)
+        return ShardedUpdate(
+            optimizer, trained, comm, share=share, check_finite=check_finite, whole=whole
+        )
     return WholeUpdate(
         optimizer,
         module,
         comm,
+        whole or WholeGradient(comm),
         check_finite=check_finite,
         algorithm=algorithm,
         compression=compression,
         bucket_bytes=bucket_bytes,
     )
-
-
-def _is_better_sharded(
-    optimizer: torch.optim.Optimizer | None,
-    module: nn.Module,
-    trained: list[tuple[str, nn.Parameter]],
-    comm: Communicator,
-) -> bool:
-    """Say whether one pass does it; not where a rank may die, whose shards would be lost."""
-    dense = not sparse_parameters(module)
-    return dense and not comm.can_shrink and can_fuse(optimizer, trained, comm)
 
 
 def _is_divisible(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pycomm.parallel.gradient_norm import clip_gradients
+from pycomm.parallel.gradient_norm import clip_gradients, squares_of
 from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
 from pycomm.parallel.reducer import Reducer
 from pycomm.parallel.sparse import sparse_parameters
+from pycomm.parallel.whole_gradient import WholeGradient
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -24,6 +25,7 @@ class WholeUpdate:
         optimizer: of the module's parameters; None if it has none.
         module: on every rank the same.
         comm: the ranks.
+        whole: the gradient that this is a part of.
         how: bucket_bytes, algorithm, compression and check_finite of the Reducer.
     """
 
@@ -32,11 +34,14 @@ class WholeUpdate:
         optimizer: torch.optim.Optimizer | None,
         module: nn.Module,
         comm: Communicator,
+        whole: WholeGradient,
         **how: Any,
     ):
-        self._optimizer, self._module = optimizer, module
+        self._optimizer, self._module, self._whole = optimizer, module, whole
         sparse = sparse_parameters(module)
-        self.reducer = Reducer(module.named_parameters(), comm, sparse=sparse, op="sum", **how)
+        self.reducer = Reducer(
+            module.named_parameters(), comm, sparse=sparse, op="sum", whole=whole, **how
+        )
 
     def expect(self, last: bool) -> None:
         """Say whether the next backward pass is the last before `step`."""
@@ -56,12 +61,20 @@ class WholeUpdate:
         self.reducer.finish(scale)
         norm = None
         if clip_norm is not None or accepts is not None:
-            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-            norm = clip_gradients(gradients, clip_norm)
+            norm = self._clip(clip_norm)
             if accepts is not None and not accepts(norm):
                 return norm
         if self._optimizer is not None:
             self._optimizer.step()
+        return norm
+
+    def _clip(self, clip_norm: float | None) -> float:
+        there = [p for p in self._module.parameters() if p.grad is not None]
+        squares = [
+            squares_of(p.grad) for p in there if p.grad is not None and self._whole.counts(p)
+        ]
+        norm = self._whole.norm_of_replicas(squares)
+        clip_gradients([p.grad for p in there if p.grad is not None], norm, clip_norm)
         return norm
 
     def state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     DIR/latest                 the name of the complete save
     DIR/step-00000012/         one save:
         part-0.pt part-1.pt …    a rank's tensors and optimizer state, by full names
+        leftovers-0.pt …         what compression has left for later on a rank, if anything
         random.pt                the random generators of every rank
         index.json               where each tensor lies, its shape and dtype; the progress
 
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -43,6 +44,7 @@ def save(
     random: dict[str, Any],
     progress: dict[str, Any],
     keep: int = 1,
+    leftovers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; every rank must call this, and returns when it is complete on disk.
 
@@ -54,6 +56,7 @@ def save(
         random: this rank's random generators.
         progress: plain values; that of rank 0 is written.
         keep: how many saves stay, this one included; older ones go.
+        leftovers: what compression has left on this rank, by full name.
 
     Raises:
         CommError: a rank could not write; raised on every rank, what was there before is kept.
@@ -62,12 +65,15 @@ def save(
     folder = _together(comm, root, lambda: _new_folder(root, progress["step"]), only_rank_0=True)[0]
     file = f"part-{comm.rank}.pt"
     entries = _together(comm, root, lambda: _write_part(root / folder / file, part))
+    left = f"leftovers-{comm.rank}.pt"
+    lefts = _together(comm, root, lambda: _write_leftovers(root / folder / left, leftovers))
     randoms = comm.all_gather_object(random)
 
     def complete() -> None:
         write_atomically(root / folder / "random.pt", lambda f: torch.save(randoms, f))
         names = {name: entry for part_entries in entries for name, entry in part_entries.items()}
         index = {"format": FORMAT, "ranks": comm.size, "progress": progress, "tensors": names}
+        index["leftovers"] = [file for file in lefts if file is not None]
         text = json.dumps(index, indent=1).encode()
         write_atomically(root / folder / "index.json", lambda f: f.write(text))
         write_atomically(root / "latest", lambda f: f.write(folder.encode()))
@@ -159,9 +165,16 @@ class Checkpoint:
         states = self._torch_load("random.pt")
         return states[rank] if rank < len(states) else None
 
+    def leftovers(self) -> list[dict[str, Any]]:
+        """Return what compression had left, by full name, on each rank that had some.
+
+        Tensors are read from disk as they are used.
+        """
+        return [self._torch_load(file, mmap=True) for file in self.index.get("leftovers", [])]
+
     def _torch_load(self, file: str, *, mmap: bool = False) -> Any:
+        path = self.folder / file
         try:
-            path = self.folder / file
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:
             raise ArgumentError(f"{str(self.folder / file)!r} cannot be read: {error}") from error
@@ -213,6 +226,13 @@ def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
         name: {"file": path.name, "dtype": str(t.dtype), "shape": list(t.shape)}
         for name, t in part["model"].items()
     }
+
+
+def _write_leftovers(path: Path, leftovers: Mapping[str, Any] | None) -> str | None:
+    if not leftovers:
+        return None
+    write_atomically(path, lambda file: torch.save(on_host(leftovers), file))
+    return path.name
 
 
 def _remove_old(root: Path, newest: str, keep: int) -> None:

@@ -106,7 +106,14 @@ def test_model_parallel_has_the_bits_of_the_cpu(comm, optimizer, layout) -> None
     def train(group, device):
         model = dense(comm.rank)
         trainer = pycomm.ModelParallelTrainer(
-            model, optimizer, cross_entropy, group, 3, clip_norm=0.2, device=device
+            model,
+            optimizer,
+            cross_entropy,
+            group,
+            3,
+            clip_norm=0.2,
+            device=device,
+            shard=False,
         )
         trainer.module.register_forward_pre_hook(lambda _, args: seen.append(type(args[0])))
         losses = [trainer.step(*samples(5 + k, k)) for k in range(3)]
