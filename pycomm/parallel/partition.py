@@ -88,6 +88,55 @@ def partition(costs: Sequence[float], parts: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
+def better_cut(
+    costs: Sequence[float], parts: Sequence[range], microbatches: int | None = None
+) -> tuple[list[range], float]:
+    """Return the best parts, and how many times as fast as the given ones they are.
+
+    A pipeline of stages that take t(1) … t(p) for a microbatch takes about
+    (m − 1) · max t + t(1) + … + t(p) for m of them.
+
+    Args:
+        costs: the time of each layer, ≥ 0; see `scaled_costs`.
+        parts: the present ones.
+        microbatches: of a batch; None for many.
+
+    Returns:
+        The parts, as `partition` gives them, and the predicted speedup; the present ones and 1.0
+        if there are none better.
+    """
+    better = partition(costs, len(parts))
+    before, after = _longest(costs, parts), _longest(costs, better)
+    if not after < before:
+        return list(parts), 1.0
+    if microbatches is None:
+        return better, before / after
+    through, rest = sum(costs), microbatches - 1
+    return better, (rest * before + through) / (rest * after + through)
+
+
+def scaled_costs(
+    costs: Sequence[float], parts: Sequence[range], times: Sequence[float]
+) -> list[float]:
+    """Return costs of layers that add up to the measured times of the parts.
+
+    Args:
+        costs: what each layer was thought to cost, in any unit.
+        parts: their ranges.
+        times: of each part.
+    """
+    scaled = [0.0] * len(costs)
+    for part, time in zip(parts, times, strict=True):
+        total = sum(costs[i] for i in part)
+        for i in part:
+            scaled[i] = time * costs[i] / total if total else time / len(part)
+    return scaled
+
+
+def _longest(costs: Sequence[float], parts: Sequence[range]) -> float:
+    return max(sum(costs[i] for i in part) for part in parts)
+
+
 def parts_of(
     model: nn.Module | Sequence[nn.Module] | Sequence[Part],
     count: int,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
+from torch.utils._pytree import tree_map
 
 from pycomm.errors import ArgumentError, CommError
 from pycomm.parallel.replicate import raise_together
@@ -143,15 +144,20 @@ class Checkpoint:
                 self._fail(f"it has {name!r}, which this model has not")
 
     def read(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts."""
+        """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts.
+
+        Of the files only what is wanted is read; of the optimizer that is the state of parameters
+        called `names`, and the settings of all groups.
+        """
         wanted = set(names)
         files = sorted({self.index["tensors"][name]["file"] for name in wanted})
         model: Tensors = {}
         optimizer: dict[str, Any] = {"state": {}, "groups": []}
-        for part in (self._torch_load(file) for file in files):
-            model.update({n: t for n, t in part["model"].items() if n in wanted})
-            optimizer["state"].update(part["optimizer"]["state"])
-            optimizer["groups"] += part["optimizer"]["groups"]
+        for part in (self._torch_load(file, mmap=True) for file in files):
+            model |= {n: t.clone() for n, t in part["model"].items() if n in wanted}
+            states = part["optimizer"]["state"].items()
+            optimizer["state"] |= {n: tree_map(_own, state) for n, state in states if n in wanted}
+            optimizer["groups"] += tree_map(_own, part["optimizer"]["groups"])
         return {"model": model, "optimizer": optimizer}
 
     def random(self, rank: int) -> dict[str, Any] | None:
@@ -178,6 +184,11 @@ class Checkpoint:
             f"checkpoint {str(self.folder)!r} is of another model: {why}; "
             f"build the model that was saved, or name another folder"
         )
+
+
+def _own(x: Any) -> Any:
+    """Return a tensor in memory of its own, not of the file; anything else as it is."""
+    return x.clone() if isinstance(x, torch.Tensor) else x
 
 
 def _together(
