@@ -46,6 +46,16 @@ def test_the_defaults_read_the_digits(ranks, parallel):
     assert "276/276" in result.stderr
 
 
+@pytest.mark.mpirun
+def test_a_schedule_by_name_says_how_long_it_idled():
+    common = "train.py --parallel model --model mlp --steps 3 --microbatches 3".split()
+    options = "--schedule interleaved --stages-per-rank 2 --recompute".split()
+    result = mpirun(2, *common, *options)
+    assert result.returncode == 0, result.stderr
+    ideal = "interleaved of 3 microbatches idles 22% with equal stages"
+    assert re.search(rf"the pipeline idled \d+% of the time; {ideal}", result.stdout)
+
+
 def test_compression_sends_fewer_bytes():
     def megabytes(*options):
         common = ["train.py", "--batch-size", "300", "--steps", "2"]

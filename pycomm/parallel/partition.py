@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.joined import Joined
 from pycomm.parallel.parts import INPUT, OUTPUT, Part
 
 Layers = list[tuple[str, nn.Module]]
@@ -179,19 +180,22 @@ def _check_shared(parts: Sequence[Part]) -> None:
                 )
 
 
-class Chain(nn.Sequential):
+class Chain(Joined):
     """Layers, one after the other, as a part of a model: the result is the only value it gives."""
+
+    def __init__(self, layers: Layers):
+        super().__init__([nn.Sequential(OrderedDict(layers))])
 
     def forward(self, x: Any) -> tuple[Any]:
         """Return the result of the last layer, in a tuple."""
-        return (super().forward(x),)
+        return (self.inside[0](x),)
 
 
 def cut(layers: Layers, ranges: Sequence[range]) -> list[Part]:
     """Return parts of consecutive layers; what passes from part k to part k + 1 is "cut k"."""
     values = [INPUT, *(f"cut {number}" for number in range(len(ranges) - 1)), OUTPUT]
     return [
-        Part(Chain(OrderedDict(layers[r.start : r.stop])), (taken,), (given,))
+        Part(Chain(layers[r.start : r.stop]), (taken,), (given,))
         for r, (taken, given) in zip(ranges, pairwise(values))
     ]
 

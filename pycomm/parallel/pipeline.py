@@ -103,14 +103,7 @@ class Pipeline:
         Raises:
             StageError: a stage has failed, here or on another rank; raised on all.
         """
-        self.times = Times()
-        self._traffic = Traffic(self._comm, self._routes, self.times, self._copy)
-        self._inputs, self._loss = inputs, loss
-        self._failure: Failure | None = None
-        for stage in self.stages.values():
-            stage.reset()
-        self._error: Exception | None = None
-        self._deferring = {(a.stage, a.microbatch) for a in actions if isinstance(a, Weights)}
+        self._begin(actions, inputs, loss)
         for action in actions:
             if isinstance(action, Forward):
                 self._traffic.expect(action.stage, action.microbatch)
@@ -121,6 +114,16 @@ class Pipeline:
             self._do(action)
         self._traffic.settle()
         self._agree()
+
+    def _begin(self, actions: Iterable[Action], inputs: Sequence[Any], loss: Loss) -> None:
+        self.times = Times()
+        self._traffic = Traffic(self._comm, self._routes, self.times, self._copy)
+        self._inputs, self._loss = inputs, loss
+        self._deferring = {(a.stage, a.microbatch) for a in actions if isinstance(a, Weights)}
+        self._failure: Failure | None = None
+        self._error: Exception | None = None
+        for stage in self.stages.values():
+            stage.reset()
 
     def _do(self, action: Action) -> None:
         stage, microbatch = self.stages[action.stage], action.microbatch
@@ -187,11 +190,19 @@ class Pipeline:
         """Raise on all ranks if a stage has failed on any."""
         failed = np.array([self._failure is not None], np.int32)
         with self.times.ending():
+<<<<<<< HEAD
             self._everyone.all_reduce(failed)
         if not failed[0]:
             return
         texts = self._everyone.all_gather_object(self._failure and self._failure.text)
         raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from self._error
+=======
+            self._comm.all_reduce(failed)
+        error, self._error, self._inputs = self._error, None, ()
+        if failed[0]:
+            texts = self._comm.all_gather_object(self._failure and self._failure.text)
+            raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from error
+>>>>>>> pipe
 
 
 _DOING = {Forward: "forward pass", Backward: "backward pass", Weights: "weights' gradients"}

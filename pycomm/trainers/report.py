@@ -118,7 +118,7 @@ def print_rows(
         table.add_row(*(_COLUMNS[key][1].format(_in_unit(key, row[key])) for key in shown))
     console.print(table)
     for remark in remarks:
-        console.print(remark, highlight=False)
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _in_unit(key: str, value: float) -> float:

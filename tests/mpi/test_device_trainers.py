@@ -160,7 +160,7 @@ def make(kind: str, group: pycomm.Communicator, device: str) -> pycomm.trainers.
     model.insert(4, nn.Dropout(0.2))
     if kind == "data":
         return pycomm.DataParallelTrainer(model, adamw, cross_entropy, group, **whole(device))
-    return pycomm.ModelParallelTrainer(model, adamw, cross_entropy, group, 2, device=device)
+    return pycomm.ModelParallelTrainer(model, adamw, cross_entropy, group, 2, **whole(device))
 
 
 @pytest.mark.parametrize("kind", ["data", "model"])
