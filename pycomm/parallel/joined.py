@@ -12,17 +12,6 @@ from torch import nn
 def joined(modules: Sequence[nn.Module]) -> nn.Module:
     """Return a module with everything that `modules` have, by the same names.
 
-<<<<<<< HEAD
-    A single one is returned as it is. Of nn.Sequentials it is one that applies their layers in
-    that order; else it cannot be called.
-    """
-    if len(modules) == 1:
-        return modules[0]
-    if all(isinstance(module, nn.Sequential) for module in modules):
-        layers = [layer for module in modules for layer in module._modules.items()]
-        return nn.Sequential(OrderedDict(layers))  # type: ignore[arg-type]
-    return _Joined(modules)
-=======
     One alone is returned as it is. Of nn.Sequentials it is one that applies their layers in that
     order; any others together cannot be called.
     """
@@ -33,7 +22,6 @@ def joined(modules: Sequence[nn.Module]) -> nn.Module:
         layers = [layer for part in inside for layer in part._modules.items()]
         return nn.Sequential(OrderedDict(layers))  # type: ignore[arg-type]
     return Joined(inside)
->>>>>>> pipe
 
 
 def _inside(module: nn.Module) -> Sequence[nn.Module]:

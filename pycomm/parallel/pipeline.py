@@ -190,19 +190,11 @@ class Pipeline:
         """Raise on all ranks if a stage has failed on any."""
         failed = np.array([self._failure is not None], np.int32)
         with self.times.ending():
-<<<<<<< HEAD
             self._everyone.all_reduce(failed)
-        if not failed[0]:
-            return
-        texts = self._everyone.all_gather_object(self._failure and self._failure.text)
-        raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from self._error
-=======
-            self._comm.all_reduce(failed)
         error, self._error, self._inputs = self._error, None, ()
         if failed[0]:
-            texts = self._comm.all_gather_object(self._failure and self._failure.text)
+            texts = self._everyone.all_gather_object(self._failure and self._failure.text)
             raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from error
->>>>>>> pipe
 
 
 _DOING = {Forward: "forward pass", Backward: "backward pass", Weights: "weights' gradients"}
