@@ -58,7 +58,8 @@ def test_data_parallel_has_the_bits_of_one_process(comm, optimizer) -> None:
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.module.parameters())
 
 
-def test_model_parallel_has_the_bits_of_one_process(comm) -> None:
+def test_model_parallel_has_the_bits_of_one_process(comm, monkeypatch) -> None:
+    round_roots_correctly(monkeypatch)
     trainer = pycomm.ModelParallelTrainer(
         dense(0).float(), adamw, cross_entropy, comm, 1, precision="bf16", balance=[1.0] * 7
     )
