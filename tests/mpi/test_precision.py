@@ -12,7 +12,17 @@ from torch.utils.data import TensorDataset
 import pycomm
 from pycomm.errors import ArgumentError, MismatchError
 from tests.mpi.test_data_parallel import cut, train_in_one_process
-from tests.training import adamw, assert_same_bits, conv, dense, images, named, samples, sgd
+from tests.training import (
+    adamw,
+    assert_same_bits,
+    conv,
+    dense,
+    images,
+    named,
+    round_roots_correctly,
+    samples,
+    sgd,
+)
 from tests.training import one_thread as one_thread
 
 
