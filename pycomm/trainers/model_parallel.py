@@ -33,7 +33,7 @@ from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.divided_state import shard_state, whole_state
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.idle_report import idle_remarks, pipeline_row
+from pycomm.trainers.idle_report import better_cut_remark, idle_remarks, pipeline_row
 from pycomm.trainers.microbatches import Microbatches, cut
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
@@ -302,7 +302,8 @@ class ModelParallelTrainer(Trainer):
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         plan = f"{self._schedule.name} of {self._microbatches} microbatches"
-        return idle_remarks(rows, plan)
+        better = better_cut_remark(rows, self.split, self._microbatches)
+        return [*idle_remarks(rows, plan), *better]
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""
