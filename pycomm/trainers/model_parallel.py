@@ -25,7 +25,7 @@ from pycomm.parallel.schedules.registry import find_schedule
 from pycomm.parallel.schedules.timeline import count_stages, idle_share, most_held
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.splitting.blocks import Leaves
-from pycomm.parallel.stages import Cutting, Given, Stages
+from pycomm.parallel.stages import Cutting, Given, Stages, state_ranks
 from pycomm.parallel.tensor import Plan, counted, divisions, tensor_parallel
 from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
@@ -168,9 +168,8 @@ class ModelParallelTrainer(Trainer):
             tensor_parallel(whole, tp, tensor_plan, sequence)
         stages.build()
         parts, self.split = stages.parts, stages.split
-        stages.check_memory(
-            memory_limit, range(pp.rank, len(parts), pp.size), dp.size if shard is not False else 1
-        )
+        own = range(pp.rank, len(parts), pp.size)
+        stages.check_memory(memory_limit, own, state_ranks(dp, shard))
         mine = joined([part.module for part in parts[pp.rank :: pp.size]])
         self._divided = divisions(mine)
         stages.fill(mine, self._divided, tp.rank, comm)
