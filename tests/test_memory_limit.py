@@ -20,7 +20,6 @@ from torch.nn.functional import mse_loss
 
 import pycomm
 from pycomm.errors import ArgumentError
-from pycomm.parallel.memory import check_memory, need_of
 
 LIMIT, WIDTH, LAYERS = 192 << 20, 1024, 30  # of 4 MiB; with AdamW 16 MiB each
 torch.set_num_threads(1)
@@ -38,7 +37,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT + (128 << 20), -1))
 with torch.device("meta"):
     whole = nn.Sequential(*layers())
 try:
-    check_memory(comm, LIMIT, need_of(whole, adamw))
+    pycomm.DataParallelTrainer(whole, adamw, mse_loss, comm, memory_limit=LIMIT, shard=False)
 except ArgumentError as error:
     print("REFUSED", error)
 try:
@@ -69,6 +68,7 @@ def test_a_model_beyond_one_ranks_limit_trains_on_three() -> None:
     assert len(refused) == 3
     assert "memory_limit=192.00 MiB is not enough on 3 of 3 ranks" in refused[0]
     assert "needs 480.00 MiB (parameters 120.00 MiB, gradients 120.00 MiB" in refused[0]
+    assert "split over 3 ranks by ModelParallelTrainer it fits" in refused[0]
     assert done.stdout.count("NO ROOM FOR ALL") == 3
     trained = [line.split() for line in done.stdout.splitlines() if line.startswith("TRAINED")]
     assert sorted(int(line[1]) for line in trained) == [40, 40, 40]

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from pycomm.parallel.idle import Times
+from pycomm.parallel.partition import better_cut, scaled_costs
+from pycomm.parallel.splitting.split import Split
 
 FAR_ABOVE = 0.1
 """Idle time of which share of all, besides what the schedule needs, is to be explained."""
 
 UNEQUAL = 1.1
 """A stage that computes so many times its equal share is slow."""
+
+
+WORTH_SAYING = 1.03
+"""A better cut is told if it is predicted to be so many times as fast."""
 
 
 def pipeline_row(times: Times, ideal: float) -> dict[str, Any]:
@@ -45,6 +51,28 @@ def idle_remarks(rows: list[dict[str, Any]], plan: str) -> list[str]:
     ideal = rows[0]["ideal_share"]
     said = f"the pipeline idled {idle:.0%} of the time; {plan} idles {ideal:.0%} with equal stages"
     return [said, *([_reason(rows)] if idle > ideal + FAR_ABOVE else [])]
+
+
+def better_cut_remark(
+    rows: list[dict[str, Any]], split: Split | None, microbatches: int
+) -> list[str]:
+    """Return which cuts would be better by the times measured, and what they would gain.
+
+    Args:
+        rows: of all ranks.
+        split: what was cut where; None says nothing.
+        microbatches: of a batch.
+    """
+    seconds = {stage: s for row in rows for stage, s in row["stages_s"].items()}
+    if split is None or len(seconds) != len(split.ranges) or not any(split.costs):
+        return []
+    times = [seconds[stage] for stage in range(len(seconds))]
+    costs = scaled_costs(split.costs, split.ranges, times)
+    better, gain = better_cut(costs, split.ranges, microbatches)
+    if gain < WORTH_SAYING:
+        return []
+    cuts = [split.names[members.start] for members in better[1:]]
+    return [f"cuts={cuts} would be {gain:.2f} times as fast, by the times measured"]
 
 
 def _reason(rows: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ from pycomm.parallel.schedules.registry import find_schedule
 from pycomm.parallel.schedules.timeline import count_stages, idle_share, most_held
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.splitting.blocks import Leaves
-from pycomm.parallel.stages import Cutting, Given, Stages
+from pycomm.parallel.stages import Cutting, Given, Stages, state_ranks
 from pycomm.parallel.tensor import Plan, counted, divisions, tensor_parallel
 from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
@@ -34,7 +34,7 @@ from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.divided_state import shard_state, whole_state
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.idle_report import idle_remarks, pipeline_row
+from pycomm.trainers.idle_report import better_cut_remark, idle_remarks, pipeline_row
 from pycomm.trainers.microbatches import Microbatches, cut
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
@@ -172,9 +172,8 @@ class ModelParallelTrainer(Trainer):
             tensor_parallel(whole, tp, tensor_plan, sequence)
         stages.build()
         parts, self.split = stages.parts, stages.split
-        stages.check_memory(
-            memory_limit, range(pp.rank, len(parts), pp.size), dp.size if shard is not False else 1
-        )
+        own = range(pp.rank, len(parts), pp.size)
+        stages.check_memory(memory_limit, own, state_ranks(dp, shard))
         mine = joined([part.module for part in parts[pp.rank :: pp.size]])
         self._divided = divisions(mine)
         stages.fill(mine, self._divided, tp.rank, comm)
@@ -305,7 +304,8 @@ class ModelParallelTrainer(Trainer):
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         plan = f"{self._schedule.name} of {self._microbatches} microbatches"
-        return idle_remarks(rows, plan)
+        better = better_cut_remark(rows, self.split, self._microbatches)
+        return [*idle_remarks(rows, plan), *better]
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""
