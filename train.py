@@ -177,7 +177,7 @@ def build_trainer(
         "rates": rates,
         **{name: options[name] for name in BOTH},
     }
-    if mesh.shape["pp"] == mesh.shape["tp"] == 1:
+    if options["parallel"] != "model" and mesh.shape["pp"] == mesh.shape["tp"] == 1:
         refuse(options, MODEL_ONLY, "for --pp or --tp above 1, or --parallel model")
         accumulate = options["accumulate"] or 1
         return pycomm.DataParallelTrainer(module, optimizer, task.loss_fn, comm, accumulate, **both)
