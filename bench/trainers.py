@@ -100,7 +100,7 @@ def run(
     mode = MODES[chosen["parallel"]]
     say = partial(print, flush=True) if ranks.rank == 0 else lambda *words: None
     say("\n".join([*environment.header(meta), timed.titles(mode.widths)]))
-    plan = Plan(_ONE_STEP_US, chosen["seconds"], chosen["iterations"])
+    plan = Plan(_ONE_STEP_US, chosen["seconds"], chosen["iterations"], trials=1)
     measuring = mode.measuring(ranks, variants, meta["mpi"], plan, chosen["plant"])
     found = []
     for job in jobs(ranks, mode, chosen):

@@ -1,4 +1,4 @@
-"""The cut into stages that peers train and that the bound is measured with."""
+"""The cut into stages of like many parameters, with which schedules are compared."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ Layers = list[tuple[str, nn.Module]]
 
 
 def cut(job: PipelineJob) -> list[Layers]:
-    """Return the layers of each rank's stage in a new model: stages have like many parameters.
-
-    It is the cut of `ModelParallelTrainer(balance="params")`.
-    """
+    """Return the layers of each rank's stage in a new model."""
     layers = list(job.module().named_children())
-    costs = [sum(p.numel() for p in layer.parameters()) for _, layer in layers]
-    return [layers[part.start : part.stop] for part in partition(costs, job.ranks.size)]
+    parts = partition(_parameters(layers), job.ranks.size)
+    return [layers[part.start : part.stop] for part in parts]
+
+
+def costs(job: PipelineJob) -> list[int]:
+    """Return the parameters of each layer, of which a trainer of pycomm makes the same cut."""
+    return _parameters(list(job.module().named_children()))
 
 
 def stage(job: PipelineJob) -> nn.Sequential:
     """Return this rank's stage, with the names of the whole."""
     return nn.Sequential(OrderedDict(cut(job)[job.ranks.rank]))
+
+
+def _parameters(layers: Layers) -> list[int]:
+    return [sum(p.numel() for p in layer.parameters()) for _, layer in layers]
