@@ -13,6 +13,7 @@ import torch
 import pycomm
 from pycomm.parallel.compression import METHODS
 from pycomm.parallel.placement import default_device
+from pycomm.parallel.schedules.registry import SCHEDULES
 from pycomm.trainers.batches import Plan
 from pycomm.trainers.precision import PRECISIONS
 from pycomm.trainers.rates import RATES, Rates, find_rates
@@ -38,6 +39,12 @@ DATA = (
     "8×8 images; the source of Python's library; an .npz file with x and y (and x_test, y_test), "
     "a text file or a folder of text files."
 )
+SCHEDULE = (
+    "Model parallel: the order of forward and backward; python -m pycomm trace draws it.  "
+    "[default: 1f1b]"
+)
+STAGES = "Model parallel, interleaved: stages of each rank.  [default: 2]"
+RECOMPUTE = "Model parallel: run forward again before backward, to keep less."
 DEVICE = (
     "cuda: each rank on a GPU of its host, dealt out in turn; with more ranks than GPUs some share "
     "one.  [default: cuda if every rank has one]"
@@ -85,8 +92,11 @@ FITTING = "[default: fits the data]"
 )
 @click.option("--compression", metavar="NAME", help=COMPRESSION)
 @click.option(
-    "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 4]"
+    "--microbatches", type=POSITIVE, help="Model parallel: parts per batch.  [default: 8]"
 )
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), help=SCHEDULE)
+@click.option("--stages-per-rank", type=POSITIVE, help=STAGES)
+@click.option("--recompute", is_flag=True, help=RECOMPUTE)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
 @click.option("--check-finite", is_flag=True, help=CHECK_FINITE)
@@ -155,10 +165,19 @@ def build_trainer(
         if options["compression"] or options["shard"] is not None or options["share"]:
             raise pycomm.ArgumentError("--compression, --shard and --share are for data parallel")
         return pycomm.ModelParallelTrainer(
-            *parts, microbatches=options["microbatches"] or 4, **both
+            *parts,
+            microbatches=options["microbatches"] or 8,
+            schedule=options["schedule"] or "1f1b",
+            stages_per_rank=options["stages_per_rank"],
+            recompute=options["recompute"],
+            **both,
         )
     if options["microbatches"]:
         raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
+    if options["schedule"] or options["stages_per_rank"] or options["recompute"]:
+        raise pycomm.ArgumentError(
+            "--schedule, --stages-per-rank and --recompute are for --parallel model"
+        )
     data_only = {name: options[name] for name in ("compression", "shard", "share")}
     return pycomm.DataParallelTrainer(*parts, options["accumulate"] or 1, **data_only, **both)
 

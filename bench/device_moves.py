@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from bench.device_sampling import Use
 from bench.rotation import Sets
 from pycomm.arrays import numpy_dtype
 from pycomm.kernels.device import device_view
-from pycomm.types import DTYPES
+from pycomm.types import DTYPES, DType
 
 _GRADIENTS = 300
 _PEERS = 8
 _ROW_BYTES = 512
+_COLUMNS = _ROW_BYTES // 2
+_GAP = 8
+"""Elements between two chunks."""
 _F32, _BF16 = DTYPES["float32"], DTYPES["bfloat16"]
 
 
@@ -66,13 +70,8 @@ def packing(name: str, bucket_name: str = "float32", factor: float = 1.0) -> Ker
         return found
 
     def expected(sets: Sets) -> list[tuple[np.ndarray, np.ndarray]]:
-        gradients = cut(sets.views("gradients", "float32")[:1], counts(sets), 1)[0]
-        joined, bucket = sets.device.xp.concatenate(gradients), sets.arrays("bucket")[0]
         pairs = []
-        for part in windows(joined.size):
-            bytes_of_part = slice(part.start * kind.itemsize, part.stop * kind.itemsize)
-            held = sets.device.host(bucket[bytes_of_part]).view(numpy_dtype(kind))
-            ends = sets.device.host(joined[part]), held
+        for ends in _packed_parts(sets, counts(sets), kind):
             source, target = ends if pack else reversed(ends)
             scaled = source.astype(np.float32) * np.float32(factor)
             pairs.append((target.view(np.uint8), numpy_bytes(scaled, target.dtype.name)))
@@ -81,6 +80,17 @@ def packing(name: str, bucket_name: str = "float32", factor: float = 1.0) -> Ker
     dtypes = ("float32", bucket_name) if pack else (bucket_name, "float32")
     redop = dtypes[1] if converts else "scale" if factor != 1.0 else "none"
     return Kernel(name, dtypes[0], redop, layout, prepare, uses, expected, most_sets=24)
+
+
+def _packed_parts(
+    sets: Sets, counts: list[int], kind: DType
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield window after window of the first gradients, and of their bucket."""
+    gradients = cut(sets.views("gradients", "float32")[:1], counts, 1)[0]
+    joined, bucket = sets.device.xp.concatenate(gradients), sets.arrays("bucket")[0]
+    for part in windows(joined.size):
+        held = bucket[part.start * kind.itemsize : part.stop * kind.itemsize]
+        yield sets.device.host(joined[part]), sets.device.host(held).view(numpy_dtype(kind))
 
 
 def _in_torch(
@@ -106,30 +116,30 @@ def _in_torch(
     return {"torch-foreach": foreach} | ({"torch": cat} if pack and bucket == "float32" else {})
 
 
+def _rows_of_peers(size: int) -> list[int]:
+    rows = max(1, size // _ROW_BYTES)
+    edges = [rows * k * (k + 1) // (_PEERS * (_PEERS + 1)) for k in range(_PEERS + 1)]
+    return [b - a for a, b in zip(edges, edges[1:])]
+
+
 def exchange(name: str) -> Kernel:
     """Return gather, chunks of 8 peers into rows of bfloat16, or scatter, the other way."""
-    gap, columns = 8, _ROW_BYTES // 2
-
-    def rows_of_peers(size: int) -> list[int]:
-        rows = max(1, size // _ROW_BYTES)
-        edges = [rows * k * (k + 1) // (_PEERS * (_PEERS + 1)) for k in range(_PEERS + 1)]
-        return [b - a for a, b in zip(edges, edges[1:])]
 
     def layout(size: int) -> dict[str, int]:
-        nbytes = _ROW_BYTES * sum(rows_of_peers(size))
-        return {"x": nbytes, "chunks": nbytes + 2 * gap * _PEERS}
+        nbytes = _ROW_BYTES * sum(_rows_of_peers(size))
+        return {"x": nbytes, "chunks": nbytes + 2 * _GAP * _PEERS}
 
     def prepare(sets: Sets) -> None:
         sets.fill("x", "bfloat16", 0)
         sets.fill("chunks", "bfloat16", 1)
 
     def chunks(sets: Sets, arrays: list[Any]) -> list[list[Any]]:
-        rows = rows_of_peers(sets.arrays("x")[0].size)
-        return cut(arrays, [columns * n for n in rows], gap)
+        rows = _rows_of_peers(sets.arrays("x")[0].size)
+        return cut(arrays, [_COLUMNS * n for n in rows], _GAP)
 
     def uses(sets: Sets) -> dict[str, Use]:
         xs = [device_view(x) for x in sets.arrays("x")]
-        rows, pieces = rows_of_peers(xs[0].nbytes), chunks(sets, sets.views("chunks", "uint16"))
+        rows, pieces = _rows_of_peers(xs[0].nbytes), chunks(sets, sets.views("chunks", "uint16"))
         make = sets.device.kernels.chunks_of_rows
         plans = [make(p, rows, _ROW_BYTES, _BF16) for p in pieces]
         moves = [plan.pack if name == "gather" else plan.unpack for plan in plans]
@@ -137,7 +147,7 @@ def exchange(name: str) -> Kernel:
         if sets.device.torch is not None:
             copy, whole = sets.device.torch._foreach_copy_, sets.tensors("x", "bfloat16")
             there = chunks(sets, sets.tensors("chunks", "bfloat16"))
-            here = [list(x.split([columns * n for n in rows])) for x in whole]
+            here = [list(x.split([_COLUMNS * n for n in rows])) for x in whole]
             froms, tos = (there, here) if name == "gather" else (here, there)
             found["torch-foreach"] = lambda i: copy(tos[i], froms[i])
         if name == "gather":

@@ -15,12 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import click
 import numpy as np
 
-from bench import environment, records, report
+from bench import environment, options, outputs, records, report
 from bench.device import Device
 from bench.device_kernels import Kernel, copy_use
 from bench.device_sampling import collect, overhead_us
 from bench.device_table import kernels
-from bench.options import FILE, SETTINGS
 from bench.peers import UnavailableError
 from bench.records import Record
 from bench.rotation import Sets
@@ -164,26 +163,16 @@ def run(
     return meta, found
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=options.SETTINGS)
 @click.option(
     "--kernel", "names", type=Names(kernels()), default="all", help=f"Of {', '.join(kernels())}."
 )
 @click.option("--sizes", type=Sizes(), default="4K:1G:4", help="Bytes of one input.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=0.05,
-    help="For each implementation and size.",
-)
-@click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds.")
-@click.option(
-    "--sample-us",
-    type=click.FloatRange(0, min_open=True),
-    default=200.0,
-    help="A sample is as many launches back to back as take this long.",
-)
-@click.option("--json", type=FILE, help="Write JSON Lines here.")
-@click.option("--plot", type=FILE, help="Draw time and bandwidth here, as PNG, SVG or PDF.")
+@options.seconds(0.05, "implementation and size")
+@options.ITERATIONS
+@options.sample_us("launches")
+@outputs.JSON
+@outputs.plot("time and bandwidth")
 @click.option("--plant", is_flag=True, help="Falsify a byte of every result: the run has to fail.")
 def main(
     names: list[str],

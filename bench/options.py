@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from bench import outputs
 from bench.operations import Operation
 from bench.peers import PEERS, UnavailableError
 from bench.ranks import Ranks
@@ -19,9 +19,10 @@ from pycomm.types import DTYPES
 
 SETTINGS = {"show_default": True, "max_content_width": 100}
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-FILE = click.Path(dir_okay=False, path_type=Path)
 
-
+ITERATIONS = click.option(
+    "--iterations", type=click.IntRange(1), help="Samples, instead of --seconds."
+)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -45,22 +46,12 @@ def shared(
         click.option("--sizes", type=Sizes(), default=sizes, help="Bytes; or a list: 4,32K,25M."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32"),
         click.option("--impl", type=Names(PEERS), help=f"Of {_list(PEERS)}.  [default: {usual}]"),
-        click.option(
-            "--seconds",
-            type=click.FloatRange(0, min_open=True),
-            default=0.5,
-            help="For each implementation and size.",
-        ),
-        click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds."),
-        click.option(
-            "--sample-us",
-            type=click.FloatRange(0, min_open=True),
-            default=200.0,
-            help="A sample is as many operations back to back as take this long.",
-        ),
+        seconds(0.5, "implementation and size"),
+        ITERATIONS,
+        sample_us("operations"),
         click.option("--format", type=click.Choice(["table", "nccl"]), default="table"),
-        click.option("--json", type=FILE, help="Write JSON Lines here."),
-        click.option("--plot", type=FILE, help="Draw time and bandwidth here, as PNG, SVG or PDF."),
+        outputs.JSON,
+        outputs.plot("time and bandwidth"),
         click.option(
             "--plant", type=int, help="Falsify this element of a result: the run has to fail."
         ),
@@ -72,6 +63,19 @@ def shared(
         return command
 
     return decorate
+
+
+def seconds(default: float, each: str) -> Callable[[Callable], Callable]:
+    """Return the option --seconds: how long each of what is compared is measured."""
+    kind = click.FloatRange(0, min_open=True)
+    return click.option("--seconds", type=kind, default=default, help=f"For each {each}.")
+
+
+def sample_us(what: str) -> Callable[[Callable], Callable]:
+    """Return the option --sample-us: how long the `what` of one sample take."""
+    text = f"A sample is as many {what} back to back as take this long."
+    kind = click.FloatRange(0, min_open=True)
+    return click.option("--sample-us", type=kind, default=200.0, help=text)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is importe
 import click
 import numpy as np
 
-from bench import environment, options, records
+from bench import environment, options, outputs, records
 from bench.computing import LOOPS, Compute, loop, seconds
 from bench.memory import Memory
 from bench.operations import COLLECTIVES, Case
@@ -191,6 +191,7 @@ def draw(results: Sequence[Overlap], path: Path) -> None:
         plot.set_xlabel("bytes")
     axes[0][0].set_ylabel("hidden, % of the time of all_reduce")
     axes[0][0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140, bbox_inches="tight")
 
 
@@ -200,10 +201,10 @@ def draw(results: Sequence[Overlap], path: Path) -> None:
 @click.option("--impl", type=Names(PEERS), default="pycomm,pycomm-symmetric,mpi4py,gloo")
 @click.option("--compute", type=Names(LOOPS), default="all", help="Of python, matmul.")
 @click.option("--peers", type=Names(["even", "late"]), default="all", help="Of even, late.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=0.5)
-@click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds.")
-@click.option("--json", type=options.FILE, help="Write JSON Lines here.")
-@click.option("--plot", type=options.FILE, help="Draw what is hidden here, as PNG, SVG or PDF.")
+@options.seconds(0.5, "implementation, size, loop and kind of peers")
+@options.ITERATIONS
+@outputs.JSON
+@outputs.plot("what is hidden")
 def main(**chosen: Any) -> None:
     """Time an asynchronous all_reduce, a loop that computes, and both at once, in turn."""
     plan = Plan(_ONE_OPERATION_US, chosen["seconds"], chosen["iterations"])

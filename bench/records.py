@@ -48,8 +48,7 @@ class Record:
 
 def record(case: Case, impl: str, mpi: str, samples: Samples, wrong: int | None) -> Record:
     """Summarize the samples of one implementation."""
-    low, median, high = map(samples.quantile_us, (0.25, 0.5, 0.75))
-    bandwidth = case.size_bytes / (median * 1e3)
+    bandwidth = case.size_bytes / (samples.quantile_us(0.5) * 1e3)
     return Record(
         op=case.op.name,
         impl=impl,
@@ -62,17 +61,10 @@ def record(case: Case, impl: str, mpi: str, samples: Samples, wrong: int | None)
         ranks=case.ranks,
         mpi=mpi,
         batch=samples.batch,
-        samples=samples.slowest_us.size,
-        t_min_us=samples.quantile_us(0),
-        t_q25_us=low,
-        t_med_us=median,
-        t_q75_us=high,
-        t_p95_us=samples.quantile_us(0.95),
-        iqr_percent=100 * (high - low) / median,
         algbw_gbps=bandwidth,
         busbw_gbps=bandwidth * case.op.bus(case.ranks),
         wrong=wrong,
-        slow_rank=samples.slow_rank,
+        **samples.summary(),
     )
 
 

@@ -56,6 +56,20 @@ class Samples:
         """The rank with the largest median."""
         return int(np.median(self.per_rank_us, axis=1).argmax())
 
+    def summary(self) -> dict[str, float]:
+        """Return what every record says of its samples."""
+        low, median, high = map(self.quantile_us, (0.25, 0.5, 0.75))
+        return {
+            "samples": self.slowest_us.size,
+            "t_min_us": self.quantile_us(0),
+            "t_q25_us": low,
+            "t_med_us": median,
+            "t_q75_us": high,
+            "t_p95_us": self.quantile_us(0.95),
+            "iqr_percent": 100 * (high - low) / median,
+            "slow_rank": self.slow_rank,
+        }
+
     def quantile_us(self, q: float) -> float:
         """Return a quantile of the samples; 0 is the smallest, 0.5 the median."""
         return float(np.quantile(self.slowest_us, q))

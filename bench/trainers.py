@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import click
 
-from bench import environment, records
+from bench import environment, outputs, records
 from bench.gpu import described
 from bench.peers import UnavailableError
 from bench.ranks import Ranks
@@ -155,15 +155,10 @@ def write(meta: dict[str, Any], found: Sequence[Any], chosen: dict[str, Any]) ->
     default=8,
     help="What a batch is cut into, with --parallel model.",
 )
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=2.0,
-    help="For each variant, model and optimizer; ten samples at least.",
-)
-@click.option("--iterations", type=click.IntRange(1), help="Samples, instead of --seconds.")
-@click.option("--json", type=options.FILE, help="Write JSON Lines here.")
-@click.option("--plot", type=options.FILE, help="Draw the times here, as PNG, SVG or PDF.")
+@options.seconds(2.0, "variant, model and optimizer; ten samples at least")
+@options.ITERATIONS
+@outputs.JSON
+@outputs.plot("the times")
 @click.option("--plant", is_flag=True, help="Falsify a weight of rank 0: the run has to fail.")
 def main(**chosen: Any) -> None:
     """Time a training step of each variant, in turn, A B A B …, in one process a rank.

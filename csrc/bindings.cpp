@@ -127,6 +127,7 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_quantize(m);
   bind_update(m);
+  bind_dropout(m);
   bind_memory(m);
   bind_arrays(m);
   bind_waits(m);

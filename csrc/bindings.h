@@ -35,6 +35,7 @@ void bind_mailbox(nb::module_&);
 void bind_port(nb::module_&);
 void bind_quantize(nb::module_&);
 void bind_update(nb::module_&);
+void bind_dropout(nb::module_&);
 
 extern bool in_forked_child;
 

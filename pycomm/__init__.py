@@ -18,9 +18,11 @@ from pycomm.errors import (
     MissingError,
     NonFiniteError,
     RankFailedError,
+    StageError,
     UnsupportedError,
 )
 from pycomm.kernels.numba_ops import reduce_op
+from pycomm.mesh import Mesh
 from pycomm.startup import init
 from pycomm.transport.mailbox import ANY
 from pycomm.types import ReduceOp, premul_sum
@@ -28,6 +30,7 @@ from pycomm.work import Work
 
 if TYPE_CHECKING:
     from pycomm.parallel.data_parallel import DataParallel
+    from pycomm.parallel.tensor import tensor_parallel, vocabulary_cross_entropy
     from pycomm.trainers.data_parallel import DataParallelTrainer
     from pycomm.trainers.model_parallel import ModelParallelTrainer
 
@@ -35,6 +38,8 @@ _NEED_TORCH = {
     "DataParallel": "pycomm.parallel.data_parallel",
     "DataParallelTrainer": "pycomm.trainers.data_parallel",
     "ModelParallelTrainer": "pycomm.trainers.model_parallel",
+    "tensor_parallel": "pycomm.parallel.tensor",
+    "vocabulary_cross_entropy": "pycomm.parallel.tensor",
 }
 
 __all__ = [
@@ -48,17 +53,21 @@ __all__ = [
     "DeadlockError",
     "DepartedError",
     "DivergedError",
+    "Mesh",
     "MismatchError",
     "MissingError",
     "ModelParallelTrainer",
     "NonFiniteError",
     "RankFailedError",
+    "StageError",
     "ReduceOp",
     "UnsupportedError",
     "Work",
     "init",
     "premul_sum",
     "reduce_op",
+    "tensor_parallel",
+    "vocabulary_cross_entropy",
 ]
 
 

@@ -121,14 +121,7 @@ class Collectives(UniformCollectives):
         if not async_op and algorithm is None and self._quick.quick_scatter(x, root, out):
             return out
         root = checked_rank(root, "root", self.rank, self.size)
-        source, target = NOTHING, None
-        shape: Shape = ()
-        if self.rank == root:
-            source = view(x)
-            shape = one_each(tuple(x.shape), self.rank, self.size)
-            target = self._output(out, shape, source, is_tensor(x))
-        elif out is not None:
-            target, shape = view(out, result=True), tuple(out.shape)
+        source, target, shape = self._scatter_ends(x, root, out)
         of = target or source
         chunk = Chunk(of.dtype, is_tensor(x), of.device != HOST, shape)
         chosen = self._collectives.choose("scatter", 0, algorithm, None).algorithm
@@ -152,6 +145,15 @@ class Collectives(UniformCollectives):
         if isinstance(result, Job):
             return self._collectives.start(result, out, async_op, algorithm)
         return result
+
+    def _scatter_ends(self, x: Any, root: int, out: Any) -> tuple[View, View | None, Shape]:
+        """Return the root's `x`, where this rank's part goes if it says so, and its shape."""
+        if self.rank == root:
+            source, shape = view(x), one_each(tuple(x.shape), self.rank, self.size)
+            return source, self._output(out, shape, source, is_tensor(x)), shape
+        if out is not None:
+            return NOTHING, view(out, result=True), tuple(out.shape)
+        return NOTHING, None, ()
 
     def _say_directly(
         self, part: Part, root: int, chunk: Chunk, takes_any: bool

@@ -150,6 +150,12 @@ class Communicator(Collectives, Messages):
         return mates_views(x, self.rank, self._links.memory is not None, self.all_gather_object)
 
     @property
+    def hosts(self) -> list[str]:
+        """The name of the host that each rank runs on."""
+        known = self._world.neighbours
+        return [known.hosts[process][0] for process in self._ranks] if known else []
+
+    @property
     def local(self) -> Communicator:
         """The Communicator of the ranks on this host; the first use is collective."""
         self._collectives.check_open()

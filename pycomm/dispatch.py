@@ -1,25 +1,22 @@
-"""The way of every collective: choose an algorithm, compare calls, run, return or explain."""
+"""The way of every collective: choose an algorithm, wait for its turn, do it or hand it over."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pycomm import _native
-from pycomm.algorithms.registry import Algorithm, find
+from pycomm.algorithms.registry import Algorithm
 from pycomm.arrays import HOST, array_of, returned
 from pycomm.engine import Engine
-from pycomm.errors import CommError, MismatchError
+from pycomm.errors import CommError
 from pycomm.guard import call_site, describe, detail, fingerprint, guard, recorded
 from pycomm.host_meeting import HostMeeting
 from pycomm.kernels.base import Kernels
-from pycomm.observe.flight import note_flight
 from pycomm.observe.stats import Stats
 from pycomm.on_device import OnDevice, device_algorithm
-from pycomm.opening import compare, exchange_notes
+from pycomm.performing import Performer
 from pycomm.transport.base import Transport
 from pycomm.transport.job import Job
 from pycomm.transport.shm import SharedMemory
@@ -32,7 +29,7 @@ Part = Callable[..., Any]
 its Work, for it may run on a thread that has not the caller's stream."""
 
 
-class Dispatcher:
+class Dispatcher(Performer):
     """Runs the collectives of one communicator in the order of their calls.
 
     After an error that leaves ranks at different points, all later calls raise.
@@ -48,17 +45,11 @@ class Dispatcher:
         name: str,
         check_ranks: Callable[[], None],
     ):
-        self.transport = transport
+        super().__init__(transport, kernels, stats, flight, world.trace)
         self._world = world
         self._check_ranks = check_ranks
-        self._kernels = kernels
-        self._stats = stats
-        self._flight = flight
         self._engine = Engine(name, self._asynchronous)
         self.on_device = OnDevice(transport.rank, transport.size, world.timeout)
-        self.closed = False
-        self._failure: BaseException | None = None
-        self.when_failed: Callable[[], None] = lambda: None
 
     def start(
         self,
@@ -142,22 +133,6 @@ class Dispatcher:
                 f"any more: {self._failure}"
             ) from self._failure
 
-    def stats(self) -> Stats:
-        """Return the counters of this communicator, quick calls included; the last if closed."""
-        total = replace(self._stats)
-        if self.closed:
-            return total
-        if isinstance(self.transport, SharedMemory):
-            counts = self.transport.quick.quick_counts
-            for kind, (operations, nbytes, busy_s, idle_s) in counts.items():
-                total.operations += operations
-                total.busy_s += busy_s
-                total.idle_s += idle_s
-                total.bytes_sent += int(
-                    find(kind, "direct").wire_bytes(self.transport.size, nbytes)
-                )
-        return total
-
     def close(self) -> None:
         """Finish the operations under way and let go of the transport; later calls raise."""
         self._engine.close()
@@ -173,7 +148,7 @@ class Dispatcher:
     def _memory(self) -> SharedMemory | None:
         """What does asynchronous collectives without a thread of Python, which a trace needs."""
         transport = self.transport
-        return transport if isinstance(transport, SharedMemory) and not self._world.trace else None
+        return transport if isinstance(transport, SharedMemory) and not self._trace else None
 
     def _submit(self, memory: SharedMemory, job: Job, algorithm: Algorithm, out: Any) -> Work:
         self._allow_quick(True)
@@ -188,20 +163,6 @@ class Dispatcher:
         neighbours = self._world.neighbours
         if neighbours is not None and neighbours.waits is not None:
             neighbours.waits.asynchronous(more)
-
-    def fail(self, error: BaseException) -> BaseException:
-        """Let all later calls raise, because of `error`; it says where this rank's flight is."""
-        self._flight.end(False)
-        note_flight(error)
-        self._failure = error
-        self._allow_quick(False)
-        self.when_failed()
-        return error
-
-    def _allow_quick(self, allowed: bool) -> None:
-        """Quick calls would overtake the engine."""
-        if isinstance(self.transport, SharedMemory):
-            self.transport.quick.quick = allowed
 
     def _prepare(self, job: Job, name: str | None, order: str | None) -> Algorithm:
         chosen = self.choose(job.kind, job.nbytes, name, order).algorithm
@@ -232,15 +193,6 @@ class Dispatcher:
         if not self.on_device.is_connected:
             self._connect_devices(job, site)
         return self.on_device.work(job, self._enqueuing(job, True, name)(site), out)
-
-    def _run(self, job: Job, algorithm: Algorithm, out: Any, site: str | None = None) -> Any:
-        def act() -> None:
-            self._open(job, algorithm)
-            algorithm.run(self.transport, self._kernels, job)
-
-        self._perform(job, algorithm, act, site)
-        self._count(job, algorithm)
-        return returned(job.output, out)
 
     def _start_on_device(self, job: Job, out: Any, async_op: bool, name: Any, order: Any) -> Any:
         """Start a collective of device arrays: it is enqueued, once all hosts are there."""
@@ -277,34 +229,3 @@ class Dispatcher:
         job.fingerprint = fingerprint(job, (label := device_algorithm(job.kind)).name)
         meeting = HostMeeting(self.transport, self._kernels, job)
         self._perform(job, label, lambda: self.on_device.connect(meeting), site)
-
-    def _perform(
-        self, job: Job, algorithm: Algorithm, act: Callable[[], Any], site: str | None
-    ) -> Any:
-        """Do a collective, and record it."""
-        trace = self._world.trace
-        self._flight.collective(*recorded(job, algorithm.name, site))
-        try:
-            with trace.span(job.kind, nbytes=job.nbytes) if trace else contextlib.nullcontext():
-                result = act()
-        except MismatchError:
-            note = describe(job, algorithm.name, site or call_site())
-            raise self.fail(self._mismatch(note)) from None
-        except BaseException as error:
-            self.fail(error)
-            raise
-        self._flight.end(True)
-        return result
-
-    def _count(self, job: Job, algorithm: Algorithm) -> None:
-        self._stats.operations += 1
-        self._stats.bytes_sent += int(algorithm.cost(self.transport, job.nbytes)[1])
-
-    def _open(self, job: Job, algorithm: Algorithm) -> None:
-        """Compare the calls before any memory changes; fused collectives do so themselves."""
-        if algorithm.name != "direct" and self.transport.size > 1:
-            compare(self.transport, self._kernels, job.fingerprint, algorithm.opens)
-
-    def _mismatch(self, note: str) -> MismatchError:
-        notes = exchange_notes(self.transport, self._kernels, note)
-        return MismatchError.of_calls(self.transport.rank, notes)

@@ -40,6 +40,10 @@ class NonFiniteError(CommError):
     """A gradient is infinite or not a number; raised on every rank."""
 
 
+class StageError(CommError):
+    """A stage of a model failed, or its loss; raised on every rank of the pipeline."""
+
+
 class CommTimeoutError(CommError, TimeoutError):
     """A communicator made no progress for its timeout."""
 

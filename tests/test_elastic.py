@@ -11,35 +11,105 @@ from tests.hosts.network import is_open_mpi
 from tests.launch import mpirun
 
 PROGRAM = """
-import os, shutil, sys, time, torch
+import json, os, shutil, sys, torch
 import pycomm
-from torch.utils.data import TensorDataset
+import pycomm.neighbours
+from pycomm.parallel.copies import Copies
+from pycomm.parallel.fused_update import _Table
+from pycomm.parallel.generation import Generation
 
-folder, metrics, dies, at = sys.argv[1:]
+folder, how = sys.argv[1], json.loads(sys.argv[2])
+if "ranks_on_a_host" in how:  # as if it were several
+    name, *rest = pycomm.neighbours.host_identity()
+    host = int(os.environ["OMPI_COMM_WORLD_RANK"]) // how["ranks_on_a_host"]
+    pycomm.neighbours.host_identity = lambda: (f"{name}-{host}", *rest)
 comm = pycomm.init()
 torch.manual_seed(0)
 torch.set_num_threads(1)
+began_as, trainer, then = comm.rank, None, folder + "-then"
+pids = comm.all_gather_object(os.getpid())
+
+def die(where):
+    for ranks, step, there in how["deaths"]:
+        if trainer and (ranks[0], step, there) == (began_as, trainer.progress.step, where):
+            shutil.rmtree(then, ignore_errors=True)
+            shutil.copytree(folder, then)
+            for rank in reversed(ranks):
+                os.kill(pids[rank], 9)
+
+def then_die(cls, method, where):
+    whole = getattr(cls, method)
+    def called(*args):
+        whole(*args)
+        die(where)
+    setattr(cls, method, called)
+
+def write_half(self, tensors):
+    write(self, tensors[: len(tensors) // 2])
+    die("copying")
+    write(self, tensors)
+
+write, Generation.write = Generation.write, write_half
+then_die(_Table, "update", "own pieces updated")
+then_die(Copies, "_send", "copies sent")
 
 class Dies(torch.nn.Module):
     def forward(self, x):
-        if trainer.progress.step == int(at) and comm.rank == int(dies):
-            shutil.copytree(folder, folder + "-then")
-            os.kill(os.getpid(), 9)
-        times.append(time.perf_counter())
+        die("forward")
         return x
 
-times = []
-module = torch.nn.Sequential(Dies(), torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-adam = lambda named: torch.optim.AdamW([p for _, p in named], lr=0.05)
-trainer = pycomm.DataParallelTrainer(module, adam, torch.nn.functional.cross_entropy, comm)
+RULES = {
+    "adamw": lambda named: torch.optim.AdamW(named, lr=0.05),
+    "sgd": lambda named: torch.optim.SGD([p for _, p in named], lr=0.1, momentum=0.9),
+    "rmsprop": lambda named: torch.optim.RMSprop([p for _, p in named], lr=0.01),
+}
+
+def make(comm):
+    layers = torch.nn.Linear(3, 128), torch.nn.Tanh(), torch.nn.Linear(128, 128), torch.nn.Tanh()
+    module = torch.nn.Sequential(Dies(), *layers, torch.nn.Linear(128, 2))
+    loss = torch.nn.functional.cross_entropy
+    return pycomm.DataParallelTrainer(module, RULES[how["rule"]], loss, comm, **how["options"])
+
+def fit(trainer, folder):
+    saved = {"checkpoint": folder, "checkpoint_every": 1, "keep": 2, "metrics": folder + ".jsonl"}
+    trainer.fit(data, epochs=1, batch_size=12, progress=False, **saved)
+
 x = torch.randn(120, 3, generator=torch.Generator().manual_seed(1))
-data = TensorDataset(x, (x.sum(1) > 0).long())
-saved = {"checkpoint": folder, "checkpoint_every": 5, "metrics": metrics}
-trainer.fit(data, epochs=1, batch_size=12, progress=False, **saved)
-longest = max(b - a for a, b in zip(times, times[1:]))
-sys.stdout.write(f"rank {trainer.comm.rank} of {trainer.comm.size}: {longest:.3f} s\\n")
+data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+trainer = make(comm)
+fit(trainer, folder)
+parameters = [p.detach().numpy().tobytes() for p in trainer.module.parameters()]
+assert set(map(str, trainer.comm.all_gather_object(parameters))) == {str(parameters)}
+rows = trainer.report()
+state, copies = (sum(row.get(key, 0) for row in rows) for key in ("state_bytes", "copy_bytes"))
+ended = f"rank {trainer.comm.rank} of {trainer.comm.size}"
+sys.stdout.write(f"{ended}, state {state} bytes, copies {copies} bytes\\n")
+how["deaths"] = []
+fit(make(trainer.comm), then)
 """
 ULFM = ["--with-ft", "ulfm"]
+pytestmark = pytest.mark.mpirun
+
+
+def train(ranks, folder, deaths, *, rule="adamw", options=(), shared_memory=True, ulfm=ULFM, **how):
+    """Train for 10 steps, some ranks dying; return who ended, exit code and what was logged.
+
+    Those that are left then train once more, from the checkpoint of when the last one died.
+
+    Args:
+        deaths: (ranks that die together, numbered as they began; after which step; where in the
+            next one the first of them is).
+    """
+    how |= {"rule": rule, "options": dict(options), "deaths": [*deaths]}
+    result = mpirun(
+        ranks,
+        *("-c", PROGRAM, folder, json.dumps(how)),
+        timeout=120,
+        env={"PYCOMM_SHARED_MEMORY": str(int(shared_memory))},
+        options=ulfm,
+    )
+    ended = sorted(re.findall(r"rank (\d of \d)", result.stdout))
+    return ended, result.returncode, result.stdout + result.stderr
 
 
 def losses(file) -> dict[int, float]:
@@ -47,30 +117,74 @@ def losses(file) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records}
 
 
-@pytest.mark.mpirun
-@pytest.mark.parametrize("dies", [2, 0])
-def test_the_others_go_on_as_fewer_ranks_would(tmp_path, dies: int) -> None:
-    def run(ranks: int, name: str, dies: int, options=()):
-        files = [tmp_path / name, tmp_path / f"{name}.jsonl"]
-        result = mpirun(ranks, "-c", PROGRAM, *files, str(dies), "5", timeout=120, options=options)
-        return result, re.findall(r"rank (\d) of (\d)", result.stdout)
+def check_goes_on(tmp_path, ranks: int, deaths, **how) -> str:
+    """Check that the losses are those of the ranks that are left; return what was logged."""
+    ended, _, log = train(ranks, tmp_path / "run", deaths, **how)
+    left = ranks - sum(len(together) for together, _, _ in deaths)
+    assert ended == [f"{rank} of {left}" for rank in range(left)], log
+    found = losses(tmp_path / "run.jsonl")
+    assert list(found) == list(range(1, 11)), log
+    expected = losses(tmp_path / "run-then.jsonl")
+    assert expected == {step: loss for step, loss in found.items() if step > deaths[-1][1]}
+    return log
 
+
+@pytest.fixture
+def open_mpi():
     if not is_open_mpi():
         pytest.skip("MPICH ends all ranks when one dies")
-    result, ended = run(3, "elastic", dies, ULFM)
-    assert sorted(ended) == [("0", "2"), ("1", "2")], result.stderr
-    assert re.search(rf"rank {dies}.*; 2 ranks go on from step 5", result.stderr)
-    found = losses(tmp_path / "elastic.jsonl")
-    assert list(found) == list(range(1, 11))
-    result, ended = run(2, "elastic-then", -1)
-    assert sorted(ended) == [("0", "2"), ("1", "2")], result.stderr
-    expected = losses(tmp_path / "elastic-then.jsonl")
-    assert expected == {step: loss for step, loss in found.items() if step > 5}
 
 
-@pytest.mark.mpirun
+SHARD = {"shard": True}
+SHARE = {"share": True}
+
+
+@pytest.mark.parametrize(
+    ("dies", "where", "how"),
+    [
+        (2, "forward", {"options": {"shard": False}}),
+        (0, "forward", {"options": SHARD, "rule": "sgd"}),
+        (1, "own pieces updated", {}),
+        (0, "own pieces updated", {"options": SHARE}),
+        (2, "copying", {"options": SHARD, "rule": "sgd"}),
+        (0, "copying", {"options": SHARD, "rule": "rmsprop", "shared_memory": False}),
+        (1, "copies sent", {"options": SHARD, "shared_memory": False}),
+    ],
+)
+def test_the_others_go_on_as_fewer_ranks_would(open_mpi, tmp_path, dies, where, how) -> None:
+    log = check_goes_on(tmp_path, 3, [([dies], 5, where)], **how)
+    went_on = rf"rank {dies}.*; 2 ranks go on from step 5, ready in \d+\.\d\d s"
+    assert re.search(went_on, log, re.DOTALL)
+    state, copies = map(int, re.search(r"state (\d+) bytes, copies (\d+) bytes", log).groups())
+    if how == {}:  # two generations of state and parameters, which are half as large as the state
+        assert copies == pytest.approx(2 * 1.5 * state, rel=0.05)
+    assert re.search(r"step 6 is done: \d+\.\d\d s after it was known", log)
+
+
+def test_one_after_the_other(open_mpi, tmp_path) -> None:
+    deaths = [([3], 3, "forward"), ([0], 6, "copying")]
+    log = check_goes_on(tmp_path, 4, deaths, options=SHARD)
+    assert "3 ranks go on from step 3" in log
+    assert "2 ranks go on from step 6" in log
+
+
+def test_all_but_one_at_once(open_mpi, tmp_path) -> None:
+    check_goes_on(tmp_path, 4, [([1, 2, 3], 4, "forward")], options=SHARD)
+
+
+def test_all_of_a_host_at_once(open_mpi, tmp_path) -> None:
+    check_goes_on(tmp_path, 4, [([2, 3], 4, "forward")], options=SHARD, ranks_on_a_host=2)
+
+
+def test_neighbours_that_share_no_memory_must_not_die_at_once(open_mpi, tmp_path) -> None:
+    death = [1, 2], 4, "forward"
+    ended, status, log = train(3, tmp_path, [death], options=SHARD, shared_memory=False)
+    assert not ended
+    assert status != 0
+    assert re.search(r"RankFailedError: ranks 1 and 2 died at once \(this was rank 0\): what", log)
+
+
 def test_without_ulfm_the_job_ends(tmp_path) -> None:
-    files = [tmp_path / "saved", tmp_path / "metrics"]
-    result = mpirun(3, "-c", PROGRAM, *files, "1", "5", timeout=120)
-    assert result.returncode != 0
-    assert "of 2" not in result.stdout
+    ended, status, _ = train(3, tmp_path / "run", [([1], 5, "forward")], ulfm=())
+    assert not ended
+    assert status != 0

@@ -6,8 +6,6 @@ import pytest
 
 from tests.launch import mpirun
 
-pytestmark = pytest.mark.mpirun
-
 PROGRAM = """
 import sys
 import numpy as np

@@ -1,6 +1,7 @@
-"""The house's own rules: layers, docstrings, light imports, short files."""
+"""The house's own rules: layers, docstrings, light imports, short files, files that docs name."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ SOURCES = [
     for file in sorted((ROOT / folder).rglob("*"))
     if file.suffix in {".py", ".h", ".cpp", ".cu"}
 ]
+DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/README.md"]
+NAMED = re.compile(r"`([\w./-]+\.(?:py|cpp|h|cu|md))`|\]\((?!https?:)([^)#]+)")
+"""A file in backticks, or the target of a link."""
+YOURS = {"example.py"}
+"""What the reader is to write."""
 
 
 def name(file: Path) -> str:
@@ -71,3 +77,16 @@ def test_inside_the_package_names_come_from_where_they_are_defined(file):
 def test_files_are_short(file):
     lines = len(file.read_text().splitlines())
     assert lines <= 350, f"{name(file)} has {lines} lines: it is two concepts"
+
+
+def is_there(named: str, document: Path) -> bool:
+    """Say whether a file exists: by its path from some folder, or, without one, by its name."""
+    folders = [ROOT, document.parent, ROOT / "pycomm", ROOT / "csrc"]
+    known = {file.name for file in SOURCES}
+    return named in known | YOURS or any((folder / named).exists() for folder in folders)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_documents_name_files_that_exist(document):
+    found = [a or b for a, b in NAMED.findall(document.read_text())]
+    assert [named for named in found if not is_there(named, document)] == []

@@ -66,7 +66,7 @@ def test_ten_thousand_operations_leave_nothing():
 
 
 def test_thousands_of_communicators_come_and_go():
-    """3 000 splits: MPI itself stops at 2 046 with MPICH. 300 of them live at once."""
+    """2 200 splits: MPI itself stops at 2 046 with MPICH. 300 of them live at once."""
     program = """
         def use(c):
             c.all_reduce(np.ones(1))
@@ -74,7 +74,7 @@ def test_thousands_of_communicators_come_and_go():
         for i in range(20): use(comm.split(0))
         comm.split(0).all_reduce(np.ones(1), async_op=True).wait()
         before = state()
-        for i in range(2699): use(comm.split(i % 3, -comm.rank))
+        for i in range(1899): use(comm.split(i % 3, -comm.rank))
         alive = [comm.split(0) for i in range(300)]
         for c in alive: assert c.all_reduce(np.ones(1))[0] == 2
         for c in alive:
@@ -89,7 +89,7 @@ def test_thousands_of_communicators_come_and_go():
     """
     result, _ = run(2, program, timeout=120, setup=STATE)
     assert result.returncode == 0, result.stderr
-    assert all(int(line) >= 3000 for line in result.stdout.split())
+    assert all(int(line) >= 2200 for line in result.stdout.split())
 
 
 BUSY = {

@@ -34,8 +34,9 @@ def assert_usage_error(result: subprocess.CompletedProcess[str], message: str) -
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.mpirun
-@pytest.mark.parametrize(("ranks", "parallel"), [(2, "data"), (3, "model")])
+@pytest.mark.parametrize(
+    ("ranks", "parallel"), [pytest.param(2, "data", marks=pytest.mark.mpirun), (3, "model")]
+)
 def test_the_defaults_read_the_digits(ranks, parallel):
     result = mpirun(ranks, "train.py", "--parallel", parallel, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -46,9 +47,18 @@ def test_the_defaults_read_the_digits(ranks, parallel):
 
 
 @pytest.mark.mpirun
+def test_a_schedule_by_name_says_how_long_it_idled():
+    common = "train.py --parallel model --model mlp --steps 3 --microbatches 3".split()
+    options = "--schedule interleaved --stages-per-rank 2 --recompute".split()
+    result = mpirun(2, *common, *options)
+    assert result.returncode == 0, result.stderr
+    ideal = "interleaved of 3 microbatches idles 22% with equal stages"
+    assert re.search(rf"the pipeline idled \d+% of the time; {ideal}", result.stdout)
+
+
 def test_compression_sends_fewer_bytes():
     def megabytes(*options):
-        common = ["train.py", "--batch-size", "300", "--epochs", "2"]
+        common = ["train.py", "--batch-size", "300", "--steps", "2"]
         result = mpirun(2, *common, *options, timeout=120)
         assert result.returncode == 0, result.stderr
         return float(re.search(r"│\s+0 │.*│\s+([\d.]+) │\s+[\d.]+ │", result.stdout)[1])
@@ -56,11 +66,9 @@ def test_compression_sends_fewer_bytes():
     assert megabytes("--compression", "int8") < 0.27 * megabytes()
 
 
-@pytest.mark.mpirun
-@pytest.mark.parametrize("parallel", ["data", "model"])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, parallel):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     def run(name, steps):
-        options = f"--parallel {parallel} --model mlp --batch-size 500 --steps {steps}".split()
+        options = f"--model mlp --batch-size 500 --steps {steps}".split()
         files = ["--checkpoint", tmp_path / name, "--metrics", tmp_path / f"{name}.jsonl"]
         result = mpirun(2, "train.py", *options, *files)
         assert result.returncode == 0, result.stderr
@@ -99,13 +107,11 @@ def test_unknown_files_end_all_ranks():
     assert_usage_error(result, r"'nowhere\.npz' is neither digits or text nor an existing file")
 
 
-@pytest.mark.mpirun
-def test_more_parts_than_layers_end_all_ranks():
-    result = mpirun(5, "train.py", "--parallel", "model", "--model", "mlp", timeout=120)
-    assert_usage_error(result, r"4 layers cannot be split into 5 parts")
+def test_what_the_trainer_refuses_ends_all_ranks():
+    result = mpirun(2, "train.py", "--share", "--no-shard", timeout=120)
+    assert_usage_error(result, r"share=True needs shards: leave out shard=False")
 
 
-@pytest.mark.mpirun
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_gpus_that_are_not_there_end_all_ranks():
     result = mpirun(2, "train.py", "--device", "cuda", timeout=120)
@@ -132,6 +138,8 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches is for --parallel model"),
+        ("--schedule 1f1b", r"--schedule, --stages-per-rank and --recompute are for --parallel mo"),
+        ("--parallel model --stages-per-rank 2", r"schedule='1f1b' has one stage a rank, not"),
         ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),
         ("--checkpoint-every 5", r"checkpoint_every=5 needs checkpoint=, a folder"),
         ("--check-finite --precision fp16", r"check_finite=True with precision='fp16'"),
@@ -146,7 +154,6 @@ def test_mistakes_are_told_in_one_message(options, message):
     assert_usage_error(alone(*options.split()), message)
 
 
-@pytest.mark.mpirun
 def test_the_example_of_the_readme_runs():
     code = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
     check = """

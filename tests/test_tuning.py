@@ -245,7 +245,6 @@ if rank == 0:
 """
 
 
-@pytest.mark.mpirun
 def test_all_ranks_choose_by_the_table_of_rank_0(tmp_path):
     """Rank 1's says otherwise, and rank 2's is broken: it is not even looked at."""
     result = mpirun(3, "-c", DIFFERENT_CACHES, tmp_path, env={"PYCOMM_SHARED_MEMORY": "0"})
@@ -254,7 +253,6 @@ def test_all_ranks_choose_by_the_table_of_rank_0(tmp_path):
     assert "is not used" not in result.stderr
 
 
-@pytest.mark.mpirun
 def test_without_shared_memory_by_wish_the_sums_stay_the_same():
     """^direct: messages instead of quick calls, in rank order."""
     program = """
@@ -272,7 +270,6 @@ def test_without_shared_memory_by_wish_the_sums_stay_the_same():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.mpirun
 def test_what_rank_0_says_about_algorithms_counts():
     program = """
         comm.all_reduce(np.ones(10))

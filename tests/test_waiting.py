@@ -11,43 +11,47 @@ from tests.launch import run
 pytestmark = pytest.mark.mpirun
 
 
-@pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
-@pytest.mark.parametrize(
-    ("first", "others"),
-    [
-        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(8))"),
-        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4, np.float32))"),
-        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), 'max')"),
-        ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), algorithm='pairwise')"),
-        ("comm.broadcast(np.zeros(4), 0)", "comm.broadcast(np.zeros(4), 1)"),
-        ("comm.broadcast(np.zeros(4))", "comm.all_reduce(np.zeros(4))"),
-        ("comm.barrier()", "comm.all_gather(np.zeros(4))"),
-        ("x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(2))",
-         "x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(3))"),
-    ],
-)  # fmt: skip
-def test_ranks_that_make_different_calls_are_all_told_both_sides(first, others, shared):
+DIFFERENT = [
+    ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(8))"),
+    ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4, np.float32))"),
+    ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), 'max')"),
+    ("comm.all_reduce(np.zeros(4))", "comm.all_reduce(np.zeros(4), algorithm='pairwise')"),
+    ("comm.broadcast(np.zeros(4), 0)", "comm.broadcast(np.zeros(4), 1)"),
+    ("comm.broadcast(np.zeros(4))", "comm.all_reduce(np.zeros(4))"),
+    ("comm.barrier()", "comm.all_gather(np.zeros(4))"),
+    ("x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(2))",
+     "x = np.ones(10**6); comm.all_reduce(x, pycomm.premul_sum(3))"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["1", "0"], ids=["shared memory", "wire"])
+def told(request):
+    """What every rank is told of each pair of calls, a communicator each."""
     program = f"""
-        x = np.ones(1)
-        try:
-            if comm.rank == 0:
-                {first}
-            else:
-                {others}
-        except pycomm.MismatchError as error:
-            assert (x == 1).all()
-            sys.stdout.write(str(error).replace(chr(10), "|") + chr(10))
-        try:
-            comm.barrier()
-        except pycomm.CommError as error:
-            assert "failed before" in str(error), error
+        world = comm
+        for k, calls in enumerate({DIFFERENT}):
+            comm, x = world.split(0), np.ones(1)
+            try:
+                exec(calls[comm.rank > 0])
+            except pycomm.MismatchError as error:
+                assert (x == 1).all()
+                sys.stdout.write(f"{{k}}|" + str(error).replace(chr(10), "|") + chr(10))
+            try:
+                comm.barrier()
+            except pycomm.CommError as error:
+                assert "failed before" in str(error), error
     """
-    result, _ = run(3, program, env={"PYCOMM_SHARED_MEMORY": shared})
+    result, _ = run(3, program, env={"PYCOMM_SHARED_MEMORY": request.param})
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    return [line.split("|") for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("k", range(len(DIFFERENT)), ids=[pair[1] for pair in DIFFERENT])
+def test_ranks_that_make_different_calls_are_all_told_both_sides(k, told):
+    first, others = DIFFERENT[k]
+    lines = [parts for number, *parts in told if number == str(k)]
     assert len(lines) == 3
-    for line in lines:
-        *parts, flight = line.split("|")
+    for *parts, flight in lines:
         assert flight.startswith("what this rank did last is in ")
         kinds = [call.split("comm.")[1].split("(")[0] for call in (first, others, others)]
         assert [part.split("(")[0] for part in parts[1:]] == [

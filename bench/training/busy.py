@@ -18,10 +18,15 @@ from torch.optim.optimizer import (
 
 from bench.ranks import Ranks
 from bench.training.variants.base import Training
+from pycomm.parallel.deferred import DeferredWeights
 
 _STEPS = 3
 
-_COMPUTING: list[tuple[Any, str]] = [(torch.autograd, "backward"), (torch.autograd, "grad")]
+_COMPUTING: list[tuple[Any, str]] = [
+    (torch.autograd, "backward"),
+    (torch.autograd, "grad"),
+    (DeferredWeights, "finish"),
+]
 """Functions in which gradients are computed."""
 
 

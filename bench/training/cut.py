@@ -13,21 +13,12 @@ Layers = list[tuple[str, nn.Module]]
 
 
 def cut(job: PipelineJob) -> list[Layers]:
-    """Return the layers of each rank's stage in a new model."""
+    """Return the layers of each rank's stage in a new model, as balance="params" cuts it."""
     layers = list(job.module().named_children())
-    parts = partition(_parameters(layers), job.ranks.size)
-    return [layers[part.start : part.stop] for part in parts]
-
-
-def costs(job: PipelineJob) -> list[int]:
-    """Return the parameters of each layer, of which a trainer of pycomm makes the same cut."""
-    return _parameters(list(job.module().named_children()))
+    costs = [sum(p.numel() for p in layer.parameters()) for _, layer in layers]
+    return [layers[part.start : part.stop] for part in partition(costs, job.ranks.size)]
 
 
 def stage(job: PipelineJob) -> nn.Sequential:
     """Return this rank's stage, with the names of the whole."""
     return nn.Sequential(OrderedDict(cut(job)[job.ranks.rank]))
-
-
-def _parameters(layers: Layers) -> list[int]:
-    return [sum(p.numel() for p in layer.parameters()) for _, layer in layers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.sampling import Samples
@@ -93,8 +93,8 @@ WIDTHS = {
     "over_bound": 10,
     "bubble%": 7,
     "idle%": 11,
-    "parts(MB)": 11,
-    "activations(MB)": 15,
+    "parts(MB)": 15,
+    "activations(MB)": 19,
     "off": 6,
     "#wrong": 6,
     "slow_rank": 9,
@@ -106,10 +106,10 @@ def row(r: Pipelined) -> str:
     """Return one line of the table; numbers of ranks are joined by slashes."""
     cells = [f" {r.model}", r.optimizer, r.impl, f"{r.microbatches}×{r.batch}", *times(r)]
     cells += [ratio(r.over_one_process), ratio(r.vs_best_peer), ratio(r.over_bound)]
-    cells += [f"{r.bubble_percent:.1f}", _each(r.idle_percent)]
-    cells += [_each(n / 1e6 for n in sizes) for sizes in (r.part_bytes, r.activation_bytes)]
+    cells += [f"{r.bubble_percent:.1f}", _each(r.idle_percent, 0)]
+    cells += [_each([n / 1e6 for n in sizes], 1) for sizes in (r.part_bytes, r.activation_bytes)]
     return aligned([*cells, f"{r.off:.0e}", str(r.wrong), str(r.slow_rank)], WIDTHS)
 
 
-def _each(numbers: Iterable[float]) -> str:
-    return "/".join(f"{number:.1f}" for number in numbers)
+def _each(numbers: Sequence[float], digits: int) -> str:
+    return "/".join(f"{number:.{digits}f}" for number in numbers)

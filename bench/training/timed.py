@@ -41,7 +41,6 @@ def timed(
     job: Job, impl: str, mpi: str, off: float, wrong: int, samples: Samples
 ) -> dict[str, Any]:
     """Return the fields of Timed from the samples of one variant."""
-    low, median, high = map(samples.quantile_us, (0.25, 0.5, 0.75))
     return {
         "model": job.model,
         "optimizer": job.rule,
@@ -51,16 +50,9 @@ def timed(
         "device": job.device,
         "gradient_bytes": job.gradient_bytes,
         "batch": job.batch,
-        "samples": samples.slowest_us.size,
-        "t_min_us": samples.quantile_us(0),
-        "t_q25_us": low,
-        "t_med_us": median,
-        "t_q75_us": high,
-        "t_p95_us": samples.quantile_us(0.95),
-        "iqr_percent": 100 * (high - low) / median,
-        "slow_rank": samples.slow_rank,
         "off": off,
         "wrong": wrong,
+        **samples.summary(),
     }
 
 

@@ -3,13 +3,15 @@
 
 #include <utility>
 
+#include "cpu/dropout.h"
 #include "cpu/reduce.h"
 #include "cpu/update.h"
 
-#define PYCOMM_DECLARE_LEVEL(name)            \
-  namespace pycomm::cpu::name {               \
-  const Loops& loops(int dtype, int op);      \
-  const UpdateLoops& update_loops(int dtype); \
+#define PYCOMM_DECLARE_LEVEL(name)              \
+  namespace pycomm::cpu::name {                 \
+  const Loops& loops(int dtype, int op);        \
+  const UpdateLoops& update_loops(int dtype);   \
+  const DropoutLoops& dropout_loops(int dtype); \
   }
 PYCOMM_DECLARE_LEVEL(plain)
 #if defined(__x86_64__)

@@ -18,6 +18,7 @@ struct Level {
   const char* name;
   const Loops& (*loops)(int dtype, int op);
   const UpdateLoops& (*update_loops)(int dtype);
+  const DropoutLoops& (*dropout_loops)(int dtype);
   bool available;
 };
 
@@ -28,12 +29,12 @@ bool has_avx512() {
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 const Level kLevels[] = {
-    {"avx512", avx512::loops, avx512::update_loops, has_avx512()},
-    {"avx2", avx2::loops, avx2::update_loops, has_avx2()},
-    {"plain", plain::loops, plain::update_loops, true},
+    {"avx512", avx512::loops, avx512::update_loops, avx512::dropout_loops, has_avx512()},
+    {"avx2", avx2::loops, avx2::update_loops, avx2::dropout_loops, has_avx2()},
+    {"plain", plain::loops, plain::update_loops, plain::dropout_loops, true},
 };
 #else
-const Level kLevels[] = {{"plain", plain::loops, plain::update_loops, true}};
+const Level kLevels[] = {{"plain", plain::loops, plain::update_loops, plain::dropout_loops, true}};
 #endif
 
 const Level* best() {
@@ -79,6 +80,7 @@ void reduce_block(const Loops& loop, const void* const* in, size_t at, void* out
 
 const Loops& loops(const Reduction& r) { return current->loops(r.dtype, r.op); }
 const UpdateLoops& update_loops(int dtype) { return current->update_loops(dtype); }
+const DropoutLoops& dropout_loops(int dtype) { return current->dropout_loops(dtype); }
 
 size_t item_bytes(int dtype) { return kItemBytes[dtype]; }
 size_t partial_bytes(int dtype) { return kPartialBytes[dtype]; }

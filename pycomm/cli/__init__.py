@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pycomm.cli.doctor import doctor
+from pycomm.cli.trace import trace
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -15,3 +16,4 @@ def main() -> None:
 
 
 main.add_command(doctor)
+main.add_command(trace)

@@ -10,6 +10,7 @@ from typing import Any
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.kernels.cuda_check import CudaCheck
 from pycomm.kernels.cuda_convert import CudaConvert
+from pycomm.kernels.cuda_dropout import CudaDropout
 from pycomm.kernels.cuda_pack import CudaPack
 from pycomm.kernels.cuda_quantize import CudaQuantize
 from pycomm.kernels.cuda_select import CudaSelect
@@ -39,6 +40,7 @@ _BOR = ReduceOp("bor")
 class CudaKernels(
     CudaCheck,
     CudaConvert,
+    CudaDropout,
     CudaPack,
     CudaQuantize,
     CudaSelect,

@@ -12,6 +12,7 @@ from pycomm.kernels.block_scaled import QUANTISED, STORED
 from pycomm.kernels.conversions import BYTES, packed_pairs
 from pycomm.kernels.cuda_strides import strided_kernels, transpose_kernels
 from pycomm.kernels.device import DeviceView
+from pycomm.kernels.dropout import DROPPABLE
 from pycomm.types import DTYPES, OPS, ReduceOp
 
 BLOCK_THREADS = 256
@@ -114,6 +115,7 @@ TEMPLATES: dict[str, Template] = {
     "meet_only": Template("collective.cu", lambda: [()]),
     "reduce_between": Template("collective.cu", _existing),
     "convert": Template("convert.cu", _float_pairs),
+    "keyed_dropout": Template("dropout.cu", lambda: [(d.code,) for d in DROPPABLE]),
     "pack": Template("pack.cu", packed_pairs),
     "pack_inline": Template("pack.cu", lambda: [(BYTES.code, BYTES.code)]),
     "dequantize_reduce": Template("quantize.cu", _quantised),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 from torch import nn
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.joined import Joined
+from pycomm.parallel.parts import INPUT, OUTPUT, Part
 
 Layers = list[tuple[str, nn.Module]]
 """The layers of a model with their names, in the order in which they are applied."""
@@ -83,6 +87,117 @@ def partition(costs: Sequence[float], parts: int) -> list[range]:
     limit = _best(sums, parts, max, float("inf"))[0]
     cuts = _best(sums, parts, lambda total, part: total + part * part, limit)[1]
     return [range(start, stop) for start, stop in pairwise(cuts)]
+
+
+def better_cut(
+    costs: Sequence[float], parts: Sequence[range], microbatches: int | None = None
+) -> tuple[list[range], float]:
+    """Return the best parts, and how many times as fast as the given ones they are.
+
+    A pipeline of stages that take t(1) … t(p) for a microbatch takes about
+    (m − 1) · max t + t(1) + … + t(p) for m of them.
+
+    Args:
+        costs: the time of each layer, ≥ 0; see `scaled_costs`.
+        parts: the present ones.
+        microbatches: of a batch; None for many.
+
+    Returns:
+        The parts, as `partition` gives them, and the predicted speedup; the present ones and 1.0
+        if there are none better.
+    """
+    better = partition(costs, len(parts))
+    before, after = _longest(costs, parts), _longest(costs, better)
+    if not after < before:
+        return list(parts), 1.0
+    if microbatches is None:
+        return better, before / after
+    through, rest = sum(costs), microbatches - 1
+    return better, (rest * before + through) / (rest * after + through)
+
+
+def scaled_costs(
+    costs: Sequence[float], parts: Sequence[range], times: Sequence[float]
+) -> list[float]:
+    """Return costs of layers that add up to the measured times of the parts.
+
+    Args:
+        costs: what each layer was thought to cost, in any unit.
+        parts: their ranges.
+        times: of each part.
+    """
+    scaled = [0.0] * len(costs)
+    for part, time in zip(parts, times, strict=True):
+        total = sum(costs[i] for i in part)
+        for i in part:
+            scaled[i] = time * costs[i] / total if total else time / len(part)
+    return scaled
+
+
+def _longest(costs: Sequence[float], parts: Sequence[range]) -> float:
+    return max(sum(costs[i] for i in part) for part in parts)
+
+
+def parts_of(
+    model: nn.Module | Sequence[nn.Module] | Sequence[Part],
+    count: int,
+    balance: str | Sequence[float],
+) -> list[Part]:
+    """Return the parts of a model: those that it is given in, or its layers, split.
+
+    Args:
+        model: parts, or what `layers_of` takes.
+        count: how many parts there must be.
+        balance: of layers, see `layer_costs`.
+
+    Raises:
+        ArgumentError: there are more or fewer parts, too few layers, or a parameter is in two.
+    """
+    given = list(model) if isinstance(model, (list, tuple)) else []
+    if given and all(isinstance(part, Part) for part in given):
+        if len(given) != count:
+            raise ArgumentError(
+                f"{len(given)} parts for {count} stages: pass one for each, or use {len(given)} "
+                f"ranks, or more with fewer stages_per_rank"
+            )
+        parts = given
+    else:
+        layers = layers_of(model)  # type: ignore[arg-type]
+        parts = cut(layers, partition(layer_costs(layers, balance), count))
+    _check_shared(parts)
+    return parts
+
+
+def _check_shared(parts: Sequence[Part]) -> None:
+    owner: dict[int, int] = {}
+    for stage, part in enumerate(parts):
+        for name, parameter in part.module.named_parameters():
+            other = owner.setdefault(id(parameter), stage)
+            if other != stage:
+                raise ArgumentError(
+                    f"parameter {name!r} of part {stage} is shared with part {other}: give each "
+                    f"its own, or costs in balance= that keep both layers in one part"
+                )
+
+
+class Chain(Joined):
+    """Layers, one after the other, as a part of a model: the result is the only value it gives."""
+
+    def __init__(self, layers: Layers):
+        super().__init__([nn.Sequential(OrderedDict(layers))])
+
+    def forward(self, x: Any) -> tuple[Any]:
+        """Return the result of the last layer, in a tuple."""
+        return (self.inside[0](x),)
+
+
+def cut(layers: Layers, ranges: Sequence[range]) -> list[Part]:
+    """Return parts of consecutive layers; what passes from part k to part k + 1 is "cut k"."""
+    values = [INPUT, *(f"cut {number}" for number in range(len(ranges) - 1)), OUTPUT]
+    return [
+        Part(Chain(layers[r.start : r.stop]), (taken,), (given,))
+        for r, (taken, given) in zip(ranges, pairwise(values))
+    ]
 
 
 def _best(

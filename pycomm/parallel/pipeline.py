@@ -1,144 +1,200 @@
-"""The stage executor: runs one stage's actions, activations forward, gradients back."""
+"""The pipeline: each rank runs its row of a schedule, values forward, gradients back."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import nn
+import numpy as np
 
-from pycomm.errors import UnsupportedError
-from pycomm.parallel.schedule import Action, Forward
+from pycomm.errors import (
+    ArgumentError,
+    CommTimeoutError,
+    DeadlockError,
+    DepartedError,
+    RankFailedError,
+    StageError,
+)
+from pycomm.parallel.idle import Times
+from pycomm.parallel.parcels import Failure
+from pycomm.parallel.parts import INPUT, Part
+from pycomm.parallel.routes import routes_of
+from pycomm.parallel.schedules.actions import Action, Backward, Forward, Weights
+from pycomm.parallel.stage import Context, Loss, Stage
+from pycomm.parallel.traffic import Traffic
+from pycomm.parallel.values import Value, describe
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
-Loss = Callable[[int, torch.Tensor], torch.Tensor | None]
-"""(microbatch, output) → a scalar to differentiate, or None where nothing is to be learnt."""
+T = TypeVar("T")
 
 
-class _Entry(torch.autograd.Function):
-    """Where a received activation enters autograd: the gradient that reaches it goes into `box`.
+class Pipeline:
+    """This rank's stages of a model: of n ranks, rank r has those that are r modulo n.
 
-    The result is no leaf, so a layer may change it in place, as it may in the unsplit model.
-    """
+    A value goes straight from the stage that gives it to those that take it, on the same rank
+    without a message; the gradients of all takers are added in the order of stages. A gradient
+    travels for each float tensor that requires one where it was given.
 
-    @staticmethod
-    def forward(ctx: Any, key: torch.Tensor, activation: torch.Tensor, box: list) -> torch.Tensor:
-        ctx.box = box
-        return activation.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
-        ctx.box.append(gradient)
-        return None, None, None
-
-
-class Stage:
-    """One rank's part of a model, and its neighbours in the pipeline: ranks ± 1 of `comm`.
-
-    An activation is one tensor. Its gradient travels back if it is of a float or complex dtype
-    and a parameter before it is trained; both sides know that without asking.
+    Attributes:
+        stages: those of this rank, by number.
+        first, last: whether this rank has the first and the last stage.
+        times: where the time of the last `run` went.
 
     Args:
-        module: this stage's layers.
-        comm: one rank for each stage, in order.
-        trains_before: whether an earlier stage has a parameter that requires a gradient.
-        context: makes the context of each forward pass and loss, such as autocast's.
+        parts: of the whole model, in order; of those on other ranks only names are looked at.
+        comm: the ranks.
+        context: makes that of a microbatch's forward pass and loss.
+        recompute: keep only what stages take, and run forward again before backward.
+        copy: whether what comes is copied out of the channel: necessary on a GPU.
+        everyone: the ranks of all pipelines that run at once; None: of this one only.
+
+    Raises:
+        ArgumentError: the parts do not fit together, or their number is no multiple of the ranks.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        parts: Sequence[Part],
         comm: Communicator,
-        trains_before: bool = False,
-        context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        context: Context = contextlib.nullcontext,
+        recompute: bool = False,
+        copy: bool = False,
+        everyone: Communicator | None = None,
     ):
-        self.module, self.comm, self._context = module, comm, context
-        self.first = comm.rank == 0
-        self.last = comm.rank == comm.size - 1
-        self._gradient_back = trains_before
-        self._gradient_due = trains_before or any(p.requires_grad for p in module.parameters())
-        self._reset()
+        if not parts or len(parts) % comm.size:
+            raise ArgumentError(
+                f"{len(parts)} stages cannot be dealt to {comm.size} ranks: each must get equally "
+                f"many"
+            )
+        self._comm, self._copy, self._count = comm, copy, len(parts)
+        self._everyone = comm if everyone is None else everyone
+        self._routes = routes_of(parts)
+        takers = Counter(route.value for route in self._routes)
+        shared = frozenset(value for value, count in takers.items() if count > 1)
+        self.stages = {
+            number: Stage(number, parts[number], shared, context, recompute)
+            for number in range(comm.rank, len(parts), comm.size)
+        }
+        self.first, self.last = comm.rank == 0, comm.rank == comm.size - 1
+        self.times = Times()
 
     def run(
         self,
-        actions: Iterable[Action | None],
-        inputs: Sequence[torch.Tensor] = (),
+        actions: Sequence[Action],
+        inputs: Sequence[Any] = (),
         loss: Loss = lambda microbatch, output: None,
+        before_last: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run this stage's row of a schedule; gradients are added to the parameters' `grad`.
+        """Run this rank's row of a schedule; gradients are added to the parameters' `grad`.
 
-        A row without backward actions, under `torch.no_grad()`, only evaluates. All that was sent
-        has been delivered when this returns.
+        A row of forward actions only, under `torch.no_grad()`, evaluates. All that was sent has
+        been delivered when this returns, on every rank. Every rank of `everyone` must call this.
 
         Args:
-            actions: the row; bubbles (None) are passed over.
-            inputs: on the first stage one tensor for each microbatch.
-            loss: on the last stage, called once for each microbatch.
+            actions: the row.
+            inputs: on the first rank those of each microbatch.
+            loss: on the last rank, called once for each microbatch.
+            before_last: called before the last action that adds to gradients.
 
         Raises:
-            UnsupportedError: this stage's result is not a single tensor.
+            StageError: a stage has failed, here or on another rank; raised on all.
         """
-        self._reset()
-        todo = [action for action in actions if action is not None]
-        for action in todo:
-            self._expect(action)
-        for action in todo:
+        self._begin(actions, inputs, loss)
+        for action in actions:
             if isinstance(action, Forward):
-                self._forward(action.microbatch, inputs, loss)
-            else:
-                self._backward(action.microbatch)
-        for work in self._sends:
-            work.wait()
-        self._reset()
+                self._traffic.expect(action.stage, action.microbatch)
+        last = max((i for i, a in enumerate(actions) if not isinstance(a, Forward)), default=-1)
+        for number, action in enumerate(actions):
+            if number == last:
+                before_last()
+            self._do(action)
+        self._traffic.settle()
+        self._agree()
 
-    def _reset(self) -> None:
-        self._activations: dict[int, Any] = {}  # microbatch → Work
-        self._gradients: dict[int, Any] = {}  # microbatch → Work
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None, list]] = {}
-        self._sends: list[Any] = []
+    def _begin(self, actions: Iterable[Action], inputs: Sequence[Any], loss: Loss) -> None:
+        self.times = Times()
+        self._traffic = Traffic(self._comm, self._routes, self.times, self._copy)
+        self._inputs, self._loss = inputs, loss
+        self._deferring = {(a.stage, a.microbatch) for a in actions if isinstance(a, Weights)}
+        self._failure: Failure | None = None
+        self._error: Exception | None = None
+        for stage in self.stages.values():
+            stage.reset()
 
-    def _expect(self, action: Action) -> None:
-        if isinstance(action, Forward) and not self.first:
-            work = self.comm.irecv(self.comm.rank - 1, tag=action.microbatch)
-            self._activations[action.microbatch] = work
+    def _do(self, action: Action) -> None:
+        stage, microbatch = self.stages[action.stage], action.microbatch
+        if isinstance(action, Forward):
+            self._forward(stage, action)
+        elif isinstance(action, Backward):
+            self._backward(stage, action)
+        else:
+            self._attempt(action, lambda: stage.weights(microbatch))
 
-    def _forward(self, m: int, inputs: Sequence[torch.Tensor], loss: Loss) -> None:
-        box: list[torch.Tensor] = []
-        x = inputs[m] if self.first else self._activations.pop(m).wait()
-        back = self._travels(x, self._gradient_back)
-        entry = _Entry.apply(x.new_empty(0).requires_grad_(), x, box) if back else x
-        with self._context():
-            y = self.module(entry)
-            y = loss(m, y) if self.last else y
-        if not self.last:
-            self._pass_on(m, y)
-        if torch.is_grad_enabled():
-            self._kept[m] = (x, y, box)
+    def _forward(self, stage: Stage, action: Action) -> None:
+        number, microbatch = action.stage, action.microbatch
+        taken: dict[str, Any] = dict(self._traffic.take(number, microbatch))
+        self._note(taken.values())
+        if number == 0 and self._failure is None:
+            taken[INPUT] = self._inputs[microbatch]
+        loss = self._loss if number == self._count - 1 else None
+        defer = (number, microbatch) in self._deferring
+        given = self._attempt(action, lambda: stage.forward(microbatch, taken, loss, defer), taken)
+        self._traffic.give(number, microbatch, given)
 
-    def _pass_on(self, m: int, y: Any) -> None:
-        if not isinstance(y, torch.Tensor):
-            raise UnsupportedError(
-                f"stage {self.comm.rank} returned a {type(y).__name__}, but one tensor is passed "
-                f"on: join them in one layer, or use other costs in balance= to split elsewhere"
-            )
-        self._sends.append(self.comm.isend(y.detach(), self.comm.rank + 1, tag=m))
-        if torch.is_grad_enabled() and self._travels(y, self._gradient_due):
-            self._gradients[m] = self.comm.irecv(self.comm.rank + 1, tag=m)
+    def _backward(self, stage: Stage, action: Action) -> None:
+        number, microbatch = action.stage, action.microbatch
+        gradients = self._traffic.take_gradients(number, microbatch)
+        self._note([gradients])
+        above = None if isinstance(gradients, Failure) or number == self._count - 1 else gradients
+        passed = self._attempt(action, lambda: stage.backward(microbatch, above))
+        self._traffic.give_gradients(number, microbatch, passed)
 
-    def _backward(self, m: int) -> None:
-        x, y, box = self._kept.pop(m)
-        gradient = self._gradients.pop(m).wait() if m in self._gradients else None
-        if y is not None and (self.last or y.requires_grad):
-            y.backward(gradient)
-        if self._travels(x, self._gradient_back):
-            gradient = box[0] if box else torch.zeros_like(x)
-            self._sends.append(self.comm.isend(gradient, self.comm.rank - 1, tag=m))
+    def _note(self, items: Iterable[Any]) -> None:
+        """Compute no more if a failure has come."""
+        failures = (item for item in items if isinstance(item, Failure))
+        self._failure = self._failure or next(failures, None)
 
-    @staticmethod
-    def _travels(activation: torch.Tensor, trained: bool) -> bool:
-        return trained and (activation.is_floating_point() or activation.is_complex())
+    def _attempt(
+        self, action: Action, compute: Callable[[], T], taken: dict[str, Any] | None = None
+    ) -> T | Failure:
+        """Return what `compute` returns, or why this rank computes no more."""
+        if self._failure is None:
+            try:
+                with self.times.computing(action.stage):
+                    return compute()
+            except (DepartedError, RankFailedError, CommTimeoutError, DeadlockError):
+                raise
+            except Exception as error:
+                self._error = error
+                self._failure = Failure(self._explain(action, error, taken or {}))
+        return self._failure
+
+    def _explain(self, action: Action, error: Exception, taken: dict[str, Any]) -> str:
+        """Return what went wrong where, and what the stage was called with."""
+        doing = _DOING[type(action)]
+        inputs = [
+            f"{name!r}: {describe(value.content() if isinstance(value, Value) else value)}"
+            for name, value in taken.items()
+        ]
+        return (
+            f"stage {action.stage} (rank {self._comm.rank}) failed in the {doing} of microbatch "
+            f"{action.microbatch}: {type(error).__name__}: {error}"
+            f"{'; it took ' + ', '.join(inputs) if inputs else ''}"
+        )
+
+    def _agree(self) -> None:
+        """Raise on all ranks if a stage has failed on any."""
+        failed = np.array([self._failure is not None], np.int32)
+        with self.times.ending():
+            self._everyone.all_reduce(failed)
+        error, self._error, self._inputs = self._error, None, ()
+        if failed[0]:
+            texts = self._everyone.all_gather_object(self._failure and self._failure.text)
+            raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from error
+
+
+_DOING = {Forward: "forward pass", Backward: "backward pass", Weights: "weights' gradients"}

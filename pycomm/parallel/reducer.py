@@ -13,7 +13,7 @@ reduced in that order on all ranks. Source: Li et al., PyTorch Distributed (2020
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
-from pycomm.parallel.compression import Compression, Factory, find_factory
+from pycomm.parallel.compression import Compression, Factory, Leftover, find_factory
 from pycomm.parallel.finite import is_finite
 from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
@@ -151,6 +151,20 @@ class Reducer:
         self.hidden = sum(b.flat.nbytes for b in self.buckets[: self._early]) / (nbytes or 1)
         self._reset()
         self._reorder()
+
+    def leftovers(self) -> dict[str, Leftover]:
+        """Return what compression has left for later on this rank, by the parameters' names."""
+        return {
+            slot.name: left
+            for bucket, compression in zip(self.buckets, self._compressed)
+            for slot, left in zip(bucket.slots, compression.leftovers())
+        }
+
+    def restore(self, saved: Sequence[Mapping[str, Leftover]]) -> None:
+        """Take what `leftovers` returned on every rank, of any number; see Compression.restore."""
+        for bucket, compression in zip(self.buckets, self._compressed):
+            names = [slot.name for slot in bucket.slots]
+            compression.restore([[r[name] for r in saved if name in r] for name in names])
 
     def _raise_not_finite(self) -> None:
         sparse = [g.name for g in self._sparse if not g.is_finite()]

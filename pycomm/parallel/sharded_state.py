@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +59,9 @@ class ShardedState:
         own = iter(parts)
         state: State = {p.name: {} for lay in self.parameters.layouts for p in lay.places}
         for rank in range(comm.size):
-            for (place, piece), scalars, names in zip(self._pieces(rank), small[rank], kinds[rank]):
+            for (place, piece), scalars, names in zip(
+                self.pieces_of(rank), small[rank], kinds[rank]
+            ):
                 entry = state[place.name]
                 entry.update(scalars)
                 for name, dtype in names:
@@ -81,7 +83,19 @@ class ShardedState:
         self.optimizer.state.clear()
         self._take(saved["state"])
 
-    def _pieces(self, rank: int) -> list[tuple[Place, Piece]]:
+    def put_back(self, state: Mapping[str, State]) -> None:
+        """Give the optimizer the whole parameters again, with their whole state by full names."""
+        whole = {p.name: p.parameter for lay in self.parameters.layouts for p in lay.places}
+        self.optimizer.state.clear()
+        for group, names in zip(self.optimizer.param_groups, self.names):
+            group["params"] = [whole[name] for name in names]
+            if "param_names" in group:
+                group["param_names"] = list(names)
+        for name, entry in state.items():
+            self.optimizer.state[whole[name]] = dict(entry)
+
+    def pieces_of(self, rank: int) -> list[tuple[Place, Piece]]:
+        """Return the pieces of any rank, in the order of its `parameters.pieces`."""
         return [
             (layout.places[piece.slot], piece)
             for layout, shards in zip(self.parameters.layouts, self.parameters.shards)
@@ -116,6 +130,42 @@ class ShardedState:
             {"names": names, **{k: v for k, v in group.items() if k not in _REPLACED}}
             for names, group in zip(self.names, self.optimizer.param_groups)
         ]
+
+
+class Whole:
+    """Parameters and optimizer state, put together from the pieces of all ranks.
+
+    Args:
+        pieces: where what comes next belongs, one piece after another.
+
+    Attributes:
+        parameters, state: by full name, what there is so far; the state as `gather` returns it.
+    """
+
+    def __init__(self, pieces: Iterable[tuple[Place, Piece]]):
+        self._pieces = iter(pieces)
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.state: dict[str, State] = {}
+
+    def add(self, part: torch.Tensor, tensors: Mapping[str, torch.Tensor], plain: State) -> None:
+        """Copy the next piece's part of the parameter, and what the optimizer keeps of it."""
+        place, piece = next(self._pieces)
+        _put(self.parameters, place.name, part, place, piece)
+        if not tensors and not plain:
+            return
+        entry = self.state.setdefault(place.name, {})
+        entry.update(plain)
+        for name, tensor in tensors.items():
+            if place.parameter.dim() and tensor.shape == (piece.end - piece.begin,):
+                _put(entry, name, tensor, place, piece)
+            else:
+                entry[name] = tensor.clone()
+
+
+def _put(into: State, name: str, part: torch.Tensor, place: Place, piece: Piece) -> None:
+    if name not in into:
+        into[name] = place.like(part.dtype)
+    place.in_memory_order(into[name])[piece.begin : piece.end].copy_(part.view(-1))
 
 
 def _kinds(tensors: dict[str, torch.Tensor]) -> list[tuple[str, torch.dtype]]:

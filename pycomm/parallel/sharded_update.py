@@ -11,6 +11,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.copies import Copies
 from pycomm.parallel.finite import is_finite
 from pycomm.parallel.flat_parameters import FlatParameters
 from pycomm.parallel.fused_update import FusedUpdate
@@ -58,7 +59,7 @@ class Update(Protocol):
         """Return the optimizer's state by full names on rank 0, perhaps elsewhere; collective."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take what `state` returned on any number of ranks."""
+        """Take what `state` returned on any number of ranks; every rank must call this."""
 
 
 class ShardedUpdate:
@@ -66,7 +67,8 @@ class ShardedUpdate:
 
     Each rank owns a part of every parameter and keeps the optimizer's state for that part alone.
     SGD, Adam and AdamW on CPU ranks that share memory reduce, update and publish in one pass,
-    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate.
+    see FusedUpdate; other elementwise optimizers go by collectives, see ScatteredUpdate. If the
+    job goes on when a rank dies, the others have copies of what it owned, see Copies.
 
     The optimizer stays the same object, but its groups hold this rank's parts of the parameters.
     `p.grad` stays this rank's own gradient. The parameters' data lie in symmetric buffers.
@@ -79,6 +81,9 @@ class ShardedUpdate:
             to them all see. It is rank 0's, who must keep them as long as others use them.
         check_finite: look at every gradient of every rank.
         whole: the gradient that this is a part of; None: all of it.
+
+    Attributes:
+        copies: what survives a rank; None if the job does not.
 
     Raises:
         UnsupportedError: `share` on ranks that share no memory.
@@ -106,6 +111,7 @@ class ShardedUpdate:
             self._way = FusedUpdate(optimizer, rule, self.parameters, groups, comm, self._whole)
         else:
             self._way = ScatteredUpdate(optimizer, self.parameters, comm, self._whole)
+        self.copies = Copies(self._state, comm) if comm.can_shrink else None
 
     def expect(self, last: bool) -> None:
         """Say whether gradients are final once the next backward pass has added to them."""
@@ -124,15 +130,43 @@ class ShardedUpdate:
         """Update with the sum of all ranks' gradients times `scale`; see Update.step."""
         if self._check_finite:
             self._raise_not_finite()
-        return self._way.step(scale, clip_norm, accepts)
+        norm = self._way.step(scale, clip_norm, accepts)
+        if self.copies is not None:
+            self.copies.take()
+        return norm
 
     def state(self) -> dict[str, Any] | None:
         """Return the whole state by full names on rank 0, None elsewhere; collective."""
         return self._state.gather(self._comm)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take this rank's part of what `state` returned, on any number of ranks."""
+        """Take this rank's part of what `state` returned, on any number of ranks; collective."""
         self._state.restore(saved)
+        if self.copies is not None:
+            self.copies.take()
+
+    def recover(self, comm: Communicator) -> None:
+        """Give parameters and optimizer what they were after the newest step that is not lost.
+
+        Then the optimizer is that of whole parameters, as it was before this object was made, and
+        this object is done for. Every survivor must call this.
+
+        Args:
+            comm: the survivors, in their order.
+
+        Raises:
+            RankFailedError: what a dead rank owned is lost, see Copies; nothing has changed.
+            UnsupportedError: the ranks that this object was made for cannot do without any.
+        """
+        if self.copies is None:
+            raise UnsupportedError(
+                f"rank {self._comm.rank}: there are no copies of what other ranks own, as the job "
+                "ends when a rank dies: start it with Open MPI 5 and mpirun --with-ft ulfm"
+            )
+        whole = self.copies.recover(comm)
+        for name, p in self._named:
+            p.data = whole.parameters[name]
+        self._state.put_back(whole.state)
 
     def _raise_not_finite(self) -> None:
         found = [n for n, p in self._named if p.grad is not None and not is_finite(p.grad)]
@@ -198,7 +232,8 @@ def make_update(
         kind = type(optimizer).__name__
         _logger.warning("%s is not sharded: every rank updates everything", kind)
     plain = shard is None and algorithm is None and compression is None
-    unasked = plain and _is_better_sharded(optimizer, module, trained, comm)
+    dense = not sparse_parameters(module)
+    unasked = plain and dense and can_fuse(optimizer, trained, comm)
     if optimizer is not None and divisible and (share or shard or unasked):
         return ShardedUpdate(
             optimizer, trained, comm, share=share, check_finite=check_finite, whole=whole
@@ -213,17 +248,6 @@ def make_update(
         compression=compression,
         bucket_bytes=bucket_bytes,
     )
-
-
-def _is_better_sharded(
-    optimizer: torch.optim.Optimizer | None,
-    module: nn.Module,
-    trained: list[tuple[str, nn.Parameter]],
-    comm: Communicator,
-) -> bool:
-    """Say whether one pass does it; not where a rank may die, whose shards would be lost."""
-    dense = not sparse_parameters(module)
-    return dense and not comm.can_shrink and can_fuse(optimizer, trained, comm)
 
 
 def _is_divisible(

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.group import Group
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -43,7 +44,7 @@ class SyncBatchNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.group = _Group(comm)
+        self.group = Group(comm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the normalised input, (samples, num_features, …), in its dtype.
@@ -73,8 +74,6 @@ class SyncBatchNorm(_BatchNorm):
         """Return how many values a channel has on each rank."""
         self._check_input_dim(input)
         comm = self.group.comm
-        if comm is None:
-            raise ArgumentError("a SyncBatchNorm that was pickled has no ranks: convert it again")
         mine = np.array([input.numel() // self.num_features], np.int64)
         counts = comm.all_gather(mine)[:, 0].tolist()
         if sum(counts) == 1:
@@ -94,19 +93,6 @@ class SyncBatchNorm(_BatchNorm):
         for running, now in zip(statistics, (mean, variance)):
             if running is not None:
                 running.mul_(1 - step).add_(now.to(running.dtype) * step)
-
-
-class _Group:
-    """The ranks, as copies of a layer share them; they do not survive pickling."""
-
-    def __init__(self, comm: Communicator | None):
-        self.comm = comm
-
-    def __deepcopy__(self, memo: Any) -> _Group:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Group, (None,)
 
 
 class _Normalise(torch.autograd.Function):
@@ -207,7 +193,7 @@ def convert(module: nn.Module, comm: Communicator) -> nn.Module:
                 f"{comm.rank}): let it use a torch.nn.BatchNorm2d, or a SyncBatchNorm"
             )
     if layers:
-        group = _Group(comm.split(0))
+        group = Group(comm.split(0))
         for _, layer in layers:
             layer.__class__ = SyncBatchNorm
             vars(layer)["group"] = group

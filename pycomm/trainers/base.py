@@ -248,17 +248,27 @@ class Trainer(Saved):
 
         Returns:
             rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far; state_bytes: of the optimizer's state on the rank; on a GPU also
-            gpu_bytes, see `gpu_memory`.
+            and `fit` calls so far; state_bytes: of the optimizer's state on the rank; copy_bytes:
+            of copies for when a rank dies, if there are any; on a GPU gpu_bytes, see `gpu_memory`.
         """
-        row = {**self.meter.row(), "state_bytes": state_bytes(self.optimizer)}
-        return self.comm.all_gather_object(row)
+        return self.comm.all_gather_object(self._row())
 
     def print_report(self) -> None:
         """Print `report` as a table on rank 0; every rank must call this."""
         rows = self.report()
         if self.comm.rank == 0:
-            print_rows(rows)
+            print_rows(rows, remarks=self._remarks(rows))
+
+    def _row(self) -> dict[str, Any]:
+        """Return this rank's row of the report."""
+        return {**self.meter.row(), **self._memory()}
+
+    def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return what is to be said below the rows."""
+        return []
+
+    def _memory(self) -> dict[str, int]:
+        return {"state_bytes": state_bytes(self.optimizer)}
 
     def add(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         """Add the gradient of a global batch, one of `group` that make a step; return its loss."""

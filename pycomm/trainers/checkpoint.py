@@ -3,6 +3,7 @@
     DIR/latest                 the name of the complete save
     DIR/step-00000012/         one save:
         part-0.pt part-1.pt …    a rank's tensors and optimizer state, by full names
+        leftovers-0.pt …         what compression has left for later on a rank, if anything
         random.pt                the random generators of every rank
         index.json               where each tensor lies, its shape and dtype; the progress
 
@@ -17,11 +18,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
+from torch.utils._pytree import tree_map
 
 from pycomm.errors import ArgumentError, CommError
 from pycomm.parallel.replicate import raise_together
@@ -42,6 +44,7 @@ def save(
     random: dict[str, Any],
     progress: dict[str, Any],
     keep: int = 1,
+    leftovers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; every rank must call this, and returns when it is complete on disk.
 
@@ -53,6 +56,7 @@ def save(
         random: this rank's random generators.
         progress: plain values; that of rank 0 is written.
         keep: how many saves stay, this one included; older ones go.
+        leftovers: what compression has left on this rank, by full name.
 
     Raises:
         CommError: a rank could not write; raised on every rank, what was there before is kept.
@@ -61,12 +65,15 @@ def save(
     folder = _together(comm, root, lambda: _new_folder(root, progress["step"]), only_rank_0=True)[0]
     file = f"part-{comm.rank}.pt"
     entries = _together(comm, root, lambda: _write_part(root / folder / file, part))
+    left = f"leftovers-{comm.rank}.pt"
+    lefts = _together(comm, root, lambda: _write_leftovers(root / folder / left, leftovers))
     randoms = comm.all_gather_object(random)
 
     def complete() -> None:
         write_atomically(root / folder / "random.pt", lambda f: torch.save(randoms, f))
         names = {name: entry for part_entries in entries for name, entry in part_entries.items()}
         index = {"format": FORMAT, "ranks": comm.size, "progress": progress, "tensors": names}
+        index["leftovers"] = [file for file in lefts if file is not None]
         text = json.dumps(index, indent=1).encode()
         write_atomically(root / folder / "index.json", lambda f: f.write(text))
         write_atomically(root / "latest", lambda f: f.write(folder.encode()))
@@ -137,15 +144,20 @@ class Checkpoint:
                 self._fail(f"it has {name!r}, which this model has not")
 
     def read(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts."""
+        """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts.
+
+        Of the files only what is wanted is read; of the optimizer that is the state of parameters
+        called `names`, and the settings of all groups.
+        """
         wanted = set(names)
         files = sorted({self.index["tensors"][name]["file"] for name in wanted})
         model: Tensors = {}
         optimizer: dict[str, Any] = {"state": {}, "groups": []}
-        for part in (self._torch_load(file) for file in files):
-            model.update({n: t for n, t in part["model"].items() if n in wanted})
-            optimizer["state"].update(part["optimizer"]["state"])
-            optimizer["groups"] += part["optimizer"]["groups"]
+        for part in (self._torch_load(file, mmap=True) for file in files):
+            model |= {n: t.clone() for n, t in part["model"].items() if n in wanted}
+            states = part["optimizer"]["state"].items()
+            optimizer["state"] |= {n: tree_map(_own, state) for n, state in states if n in wanted}
+            optimizer["groups"] += tree_map(_own, part["optimizer"]["groups"])
         return {"model": model, "optimizer": optimizer}
 
     def random(self, rank: int) -> dict[str, Any] | None:
@@ -153,9 +165,17 @@ class Checkpoint:
         states = self._torch_load("random.pt")
         return states[rank] if rank < len(states) else None
 
-    def _torch_load(self, file: str) -> Any:
+    def leftovers(self) -> list[dict[str, Any]]:
+        """Return what compression had left, by full name, on each rank that had some.
+
+        Tensors are read from disk as they are used.
+        """
+        return [self._torch_load(file, mmap=True) for file in self.index.get("leftovers", [])]
+
+    def _torch_load(self, file: str, *, mmap: bool = False) -> Any:
+        path = self.folder / file
         try:
-            return torch.load(self.folder / file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:
             raise ArgumentError(f"{str(self.folder / file)!r} cannot be read: {error}") from error
 
@@ -164,6 +184,11 @@ class Checkpoint:
             f"checkpoint {str(self.folder)!r} is of another model: {why}; "
             f"build the model that was saved, or name another folder"
         )
+
+
+def _own(x: Any) -> Any:
+    """Return a tensor in memory of its own, not of the file; anything else as it is."""
+    return x.clone() if isinstance(x, torch.Tensor) else x
 
 
 def _together(
@@ -201,6 +226,13 @@ def _write_part(path: Path, part: dict[str, Any] | None) -> dict[str, Any]:
         name: {"file": path.name, "dtype": str(t.dtype), "shape": list(t.shape)}
         for name, t in part["model"].items()
     }
+
+
+def _write_leftovers(path: Path, leftovers: Mapping[str, Any] | None) -> str | None:
+    if not leftovers:
+        return None
+    write_atomically(path, lambda file: torch.save(on_host(leftovers), file))
+    return path.name
 
 
 def _remove_old(root: Path, newest: str, keep: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +20,16 @@ from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_n
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
 from pycomm.parallel.sampler import share as share_of
-from pycomm.parallel.sharded_update import make_update
+from pycomm.parallel.sharded_update import ShardedUpdate, make_update
 from pycomm.parallel.sync_batch_norm import convert
 from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe
+from pycomm.trainers.pause import Pause
 from pycomm.trainers.progress import BatchLoss, Progress
+from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
 
 if TYPE_CHECKING:
@@ -71,9 +75,11 @@ class DataParallelTrainer(Trainer):
         shard: whether the ranks divide the optimizer's state, see ShardedUpdate: then `p.grad` is
             this rank's own part of the gradient. None: where reduce, update and publish are one
             pass, that is with SGD, Adam or AdamW on CPU ranks that share memory; False: never.
+            Where a rank may die, see `survive`, shards are copied after each step, see Copies.
             Adam's square roots are then rounded correctly, which torch's are not always.
         share: whether the ranks, all of one host, also share one copy of the parameters: what one
             writes all see. It is rank 0's, who must keep the module as long as others use it.
+        batch_dims: where the batch is in what modules drop from, see KeyedDropout.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -101,6 +107,7 @@ class DataParallelTrainer(Trainer):
         compression: str | Factory | None = None,
         shard: bool | None = None,
         share: bool = False,
+        batch_dims: Mapping[str, int | None] | None = None,
     ):
         check_equal(comm, "shard and share", (shard, share))
         place_here = place(module, comm, device)
@@ -134,11 +141,14 @@ class DataParallelTrainer(Trainer):
             "share": share,
         }
         self._checksums_every = checksums
+        self._pause = Pause()
         self._connect()
         self._together = needs_every_rank(module)
         self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)
         self._total = 0.0  # W(1) + … + W(j)
+        self._seen = 0  # samples of all ranks in batches 1 … j
+        self._randomness = Randomness(module, comm, place_here, batch_dims)
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this rank's share of a global batch: its contiguous slice of `indices`."""
@@ -146,31 +156,43 @@ class DataParallelTrainer(Trainer):
 
     def update(self, loss: float) -> None:
         """Update the parameters as any trainer does; then compare them, if it is time."""
-        super().update(loss)
+        before = replace(self.progress)
+        try:
+            super().update(loss)
+        except RankFailedError:
+            self.progress = before  # the loss scale may have changed already
+            raise
+        self._pause.over(self.progress.step, self.comm.rank)
         self._checksums.after(self.progress.step)
 
     def survive(self, error: RankFailedError) -> None:
         """Go on without the ranks that died; the gradients of the step under way are lost.
 
-        Every survivor must call this. The newest state of any of them becomes that of all.
+        Every survivor must call this. The newest state of any of them becomes that of all; with
+        shards it is put together from copies, see parallel.copies.
 
         Raises:
-            RankFailedError: `error`, if the job does not outlive the death of a rank, or each rank
-                has a part of the optimizer's state.
+            RankFailedError: `error`, if the job does not outlive the death of a rank; or parts of
+                the optimizer's state are lost, as neighbours died that share no memory.
         """
-        if not isinstance(self._way, WholeUpdate) or not self.comm.can_shrink:
+        if not self.comm.can_shrink:
             raise error
+        self._pause.begin()
+        start = time.perf_counter()
         self.comm = self.comm.shrink()
         self.meter.comm, self._pending = self.comm, 0
-        if self._together:
-            convert(self.module, self.comm)
-        self._connect()
+        if isinstance(self._way, ShardedUpdate):
+            self._way.recover(self.comm)
         steps = self.comm.all_gather_object(self.progress.step)
         if len(set(steps)) > 1:
             self._copy_state(steps.index(max(steps)))
+        if self._together:
+            convert(self.module, self.comm)
+        self._connect()
         if self.comm.rank == 0:
-            text = "%s; %d ranks go on from step %d"
-            _logger.warning(text, error, self.comm.size, self.progress.step)
+            text = "%s; %d ranks go on from step %d, ready in %.2f s"
+            seconds = time.perf_counter() - start
+            _logger.warning(text, error, self.comm.size, self.progress.step, seconds)
 
     def _connect(self) -> None:
         """Make what a communicator's ranks do together."""
@@ -181,22 +203,24 @@ class DataParallelTrainer(Trainer):
         """Take over parameters, buffers, optimizer state and progress of a rank."""
         for _, tensor in tensors(self.module):
             self.comm.broadcast(tensor, root)
-        mine = self._way.state(), asdict(self.progress)
-        state, progress = self.comm.broadcast_object(mine, root)
-        self._way.restore(state)
-        self.progress = Progress(**progress)
+        self.progress = Progress(**self.comm.broadcast_object(asdict(self.progress), root))
+        if isinstance(self._way, WholeUpdate):
+            self._way.restore(self.comm.broadcast_object(self._way.state(), root))
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
-        weight = self._share_weight(inputs, targets)
-        total = self._sum(weight)
+        weight, samples = self._share_weight(inputs, targets), batches.count_samples(inputs)
+        everyone = self.comm.all_gather(np.array([weight, samples], np.float64))
+        total = sum(everyone[:, 0].tolist())
         if total == 0:
             raise ArgumentError(
                 f"the batch weighs nothing on any of the {self.comm.size} ranks "
                 f"(this is rank {self.comm.rank}): give at least one of them samples"
             )
         if self._pending == 0:
-            self._unit, self._total = group * total, 0.0
+            self._unit, self._total, self._seen = group * total, 0.0, 0
         self._total += total
+        place = self._seen + int(everyone[: self.comm.rank, 1].sum()), samples
+        self._seen += int(everyone[:, 1].sum())
         if self._together and self._no_samples is None:
             self._no_samples = empty_inputs(inputs, self.comm)
         value = 0.0
@@ -204,7 +228,7 @@ class DataParallelTrainer(Trainer):
         self._way.expect(last)
         if weight:
             x, t = batches.moved((inputs, targets), self.device)
-            with self._forward_context():
+            with self._forward_context(), self._randomness(self.progress.step, *place):
                 loss = self.loss_fn(self.module(x), t)
             (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
@@ -212,7 +236,6 @@ class DataParallelTrainer(Trainer):
             run_for_nothing(self.module, self._no_samples if inputs is None else inputs)
         if last:
             self._way.backward_done()
-        samples = batches.count_samples(inputs)
         return BatchLoss(self._sum(value), total, samples)
 
     def _apply_gradients(self) -> None:
@@ -226,6 +249,10 @@ class DataParallelTrainer(Trainer):
         x, t = batches.moved((inputs, targets), self.device)
         return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
 
+    def _memory(self) -> dict[str, int]:
+        copies = self._way.copies if isinstance(self._way, ShardedUpdate) else None
+        return super()._memory() | ({} if copies is None else {"copy_bytes": copies.nbytes})
+
     def _part(self) -> dict[str, Any] | None:
         state = self._way.state()
         if self.comm.rank != 0:
@@ -234,6 +261,13 @@ class DataParallelTrainer(Trainer):
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self._way.restore(saved)
+
+    def _leftovers(self) -> dict[str, Any] | None:
+        return self._way.reducer.leftovers() if isinstance(self._way, WholeUpdate) else None
+
+    def _restore_leftovers(self, saved: list[dict[str, Any]]) -> None:
+        if isinstance(self._way, WholeUpdate):
+            self._way.reducer.restore(saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return describe(self.module)

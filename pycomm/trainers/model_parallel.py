@@ -1,11 +1,10 @@
-"""ModelParallelTrainer: the layers of a model are split over the ranks, batches flow through."""
+"""ModelParallelTrainer: pipeline, tensor and data parallelism, in any product of the three."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,46 +12,76 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.finite import is_finite, raise_if_any
-from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
-from pycomm.parallel.partition import Layers, layer_costs, layers_of, partition
-from pycomm.parallel.pipeline import Stage
+from pycomm.mesh import Mesh
+from pycomm.parallel.compression import Factory
+from pycomm.parallel.delivery import deliver
+from pycomm.parallel.idle import Times
+from pycomm.parallel.joined import joined
+from pycomm.parallel.partition import parts_of
+from pycomm.parallel.parts import Part
+from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, tensors
-from pycomm.parallel.schedule import Action, Forward, find_schedule
+from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
+from pycomm.parallel.sampler import share as share_of
+from pycomm.parallel.schedules.actions import Action, Forward, Schedule
+from pycomm.parallel.schedules.registry import find_schedule
+from pycomm.parallel.schedules.timeline import idle_share
+from pycomm.parallel.sharded_update import make_update
+from pycomm.parallel.tensor import Plan, counted, divisions, tensor_parallel
+from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
+from pycomm.trainers.divided_state import shard_state, whole_state
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
+from pycomm.trainers.idle_report import idle_remarks, pipeline_row
+from pycomm.trainers.microbatches import Microbatches, cut
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
+from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
+from pycomm.trainers.report import Meter
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 
 class ModelParallelTrainer(Trainer):
-    """Train a model by model parallelism: rank s runs, and updates, the s-th part of its layers.
+    """Train a model whose layers, and the neurons in them, are divided over ranks.
+
+    The ranks are dp pipelines of pp stages, each stage on tp ranks: see `Mesh`. With a Communicator
+    all ranks are one pipeline. Each rank runs, and updates, a stage of the model, or several, or
+    with tp > 1 its part of them; replicas of a stage in other pipelines reduce gradients with it,
+    and divide the optimizer's state, as DataParallelTrainer does.
 
     A batch is cut into microbatches (`torch.tensor_split`; fewer when it has fewer samples), which
-    flow through the parts as the schedule says; each one's loss is weighed by its share of the
-    batch, so the gradient is that of the whole batch's mean loss. microbatches=1 runs the parts
-    one after the other. All parts start from the weights of rank 0. A batch norm sees microbatches.
+    flow through the stages as the schedule says; each one's loss is weighed by its share of the
+    batch, so the gradient is that of the whole batch's mean loss. All stages start from the weights
+    of rank 0. A batch norm sees microbatches.
 
-    `step` takes the whole global batch: inputs on the first rank, targets on the last; every rank
-    may pass None for what it does not need. Metrics and losses are the same on every rank.
+    `step` takes this pipeline's share of the global batch, perhaps None: inputs on the first stage,
+    targets on the last, the same on each rank of the stage; every rank may pass None for what it
+    does not need. Metrics and losses are the same on every rank.
+
+    Attributes:
+        mesh: where each rank is.
+        pipeline: this rank's stages; `pipeline.times` says where the time of the last step went.
 
     Args:
-        module: an nn.Sequential or a list of layers, the same on every rank; only this rank's
-            layers are kept. The names of parameters stay those of the whole model.
-        optimizer: called once with this part's list of (name, parameter); returns a torch
-            optimizer. Not called on a part without parameters.
+        module: an nn.Sequential, a list of layers, or a Part for each stage; the same on every
+            rank, which keeps its stages only. Parameters have their names in the whole model.
+        optimizer: called once with this rank's list of (name, parameter); returns a torch
+            optimizer. Not called on a rank without parameters.
         loss_fn: (output, targets) → the mean loss over its inputs, a scalar tensor.
-        comm: the ranks, one for each part.
+        comm: the ranks, or a Mesh of them.
         microbatches: how many a batch is cut into.
-        schedule: the order of forward and backward; "fill_drain".
+        schedule: the order of forward and backward: "1f1b", "gpipe", "interleaved", "zb-h1" or
+            "sequential"; `python -m pycomm trace` draws them.
+        stages_per_rank: how many stages each rank has, with "interleaved", by default 2; of n
+            ranks, rank r has the stages r, r + n, r + 2n and so on. Other schedules have one.
+        recompute: keep only what stages take, and run forward again before backward: less memory
+            for a third more computing.
         balance: what parts are balanced by: "params", or a cost for each layer.
-        clip_norm: the largest norm of the whole gradient, over all parts; None does not clip.
+        clip_norm: the largest norm of the whole gradient, over all stages; None does not clip.
         weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
         device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
             module is moved there, batches as they come. None: where the module is.
@@ -61,22 +90,30 @@ class ModelParallelTrainer(Trainer):
         rates: step → what the optimizer's learning rates are multiplied by, see `rates`.
         check_finite: look at every gradient of every rank; `step` and `fit` raise NonFiniteError
             on all ranks, naming rank and parameter, if one is not finite.
+        tensor_plan: with tp > 1, the style in which each layer is divided, by name; see
+            `tensor_parallel`. None: what is known of the model.
+        sequence: with tp > 1, also divide what lies between divided layers, along the sequence.
+        algorithm, bucket_bytes, compression, shard, share: of the replicas of a stage, see
+            DataParallelTrainer.
+        batch_dims: where the batch is in what modules drop from, see KeyedDropout.
 
     Raises:
-        ArgumentError: there are more ranks than layers, parts share a parameter, or a value is
-            out of range.
+        ArgumentError: there are more stages than layers, stages share a parameter, or a value
+            is out of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
     """
 
     def __init__(
         self,
-        module: nn.Module | Sequence[nn.Module],
+        module: nn.Module | Sequence[nn.Module] | Sequence[Part],
         optimizer: OptimizerFactory,
         loss_fn: LossFunction,
-        comm: Communicator,
+        comm: Communicator | Mesh,
         microbatches: int = 8,
-        schedule: str = "fill_drain",
+        schedule: str = "1f1b",
+        stages_per_rank: int | None = None,
+        recompute: bool = False,
         balance: str | Sequence[float] = "params",
         clip_norm: float | None = None,
         weight: Weight | None = None,
@@ -84,26 +121,41 @@ class ModelParallelTrainer(Trainer):
         precision: str = "fp32",
         rates: Rates | None = None,
         check_finite: bool = False,
+        tensor_plan: Plan | None = None,
+        sequence: bool = False,
+        algorithm: str | None = None,
+        bucket_bytes: int = 25 << 20,
+        compression: str | Factory | None = None,
+        shard: bool | None = None,
+        share: bool = False,
+        batch_dims: Mapping[str, int | None] | None = None,
     ):
+        self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
+        comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
         check_equal(comm, "microbatches, schedule or balance", given)
+        check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
+        check_equal(comm, "sequence, shard and share", (sequence, shard, share))
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
         self._microbatches = microbatches
-        layers = layers_of(module)
-        whole = nn.Sequential(OrderedDict(layers))
-        costs = layer_costs(layers, balance)
+        self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
+        parts = parts_of(module, pp.size * self._stages_per_rank, balance)
+        whole = joined([part.module for part in parts])
         place_here = place(whole, comm, device)
         check_same_model(whole, comm)
-        parts = _split(layers, partition(costs, comm.size))
         self._whole = describe(whole)
-        before = any(p.requires_grad for part in parts[: comm.rank] for p in part.parameters())
-        part = parts[comm.rank]
-        _deliver(parts, comm)
-        move(part, comm, place_here)
+        if tp.size > 1:
+            tensor_parallel(whole, tp, tensor_plan, sequence)
+        mine = joined([part.module for part in parts[pp.rank :: pp.size]])
+        self._divided = divisions(mine)
+        if dp.rank == 0:
+            deliver(parts, pp)
+        copy_from_rank_0(mine, dp)
+        move(mine, comm, place_here)
         super().__init__(
-            part,
+            mine,
             optimizer,
             loss_fn,
             comm,
@@ -115,150 +167,128 @@ class ModelParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
-        self._check_finite = check_finite
-        self._stage = Stage(part, comm, before, self._forward_context)
+        self.meter = Meter(comm, place_here, (dp, pp, tp))
+        on_gpu = place_here.type == "cuda"
+        self.pipeline = Pipeline(parts, pp, self._context, recompute, copy=on_gpu, everyone=comm)
+        self._times = Times()
+        self._randomness = Randomness(mine, comm, place_here, batch_dims)
+        counts = {id(parameter) for _, parameter in counted(mine, tp)}
+        self._way = make_update(
+            self.optimizer,
+            mine,
+            dp,
+            shard=shard,
+            share=share,
+            check_finite=check_finite,
+            algorithm=algorithm,
+            compression=compression,
+            bucket_bytes=bucket_bytes,
+            whole=WholeGradient(dp, comm, lambda parameter: id(parameter) in counts),
+        )
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
-        """Return the whole global batch on the first and last rank, nothing of it elsewhere."""
-        return indices if self._stage.first or self._stage.last else indices[:0]
+        """Return this pipeline's share of a batch on its first and last stage, else nothing."""
+        share = share_of(indices, self.mesh.coords["dp"], self.mesh.shape["dp"])
+        return share if self.pipeline.first or self.pipeline.last else share[:0]
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         batch = self._cut(inputs, targets)
         if not 0 < batch.weight < math.inf:
             raise ArgumentError(
-                f"the weights of a batch of {batch.samples} samples add up to {batch.weight} "
-                f"(this is rank {self.comm.rank}): they must be ≥ 0, and one of them positive"
+                f"the weights of a batch with {batch.samples} samples on rank {self.comm.rank} add "
+                f"up to {batch.weight} over all ranks: they must be ≥ 0, and one of them positive"
             )
         losses: list[tuple[torch.Tensor, float]] = []
 
-        def loss(microbatch: int, output: torch.Tensor) -> torch.Tensor | None:
+        def loss(microbatch: int, output: Any) -> torch.Tensor | None:
             weight = batch.weights[microbatch]
             if weight == 0:
                 return None
-            mean = self.loss_fn(output, batch.targets[microbatch])
+            mean = self.loss_fn(output, batches.moved(batch.targets[microbatch], self.device))
             losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight * self._scale)
 
-        self._stage.run(self._actions(batch), batch.inputs, loss)
-        value = np.array([sum(mean.item() * weight for mean, weight in losses)], np.float64)
-        self.comm.broadcast(value, root=self.comm.size - 1)
-        return BatchLoss(float(value[0]), batch.weight, batch.samples)
+        self._way.expect(False)
+        self.pipeline.run(
+            self._row_of(batch), self._inputs(batch), loss, lambda: self._way.expect(True)
+        )
+        self._way.backward_done()
+        times = self.pipeline.times
+        self._times.add(times)
+        self.meter.add(times.transferring_s, times.idle_s)
+        value = self._sum(sum(mean.item() * weight for mean, weight in losses))
+        return BatchLoss(value, batch.weight, batch.samples)
+
+    def _sum(self, value: float) -> float:
+        """Return the sum of what the last stages of all pipelines have, on every rank."""
+        pp, total = self.mesh["pp"], np.array([value], np.float64)
+        if self.pipeline.last:
+            self.mesh["dp"].all_reduce(total)
+        return float(pp.broadcast(total, root=pp.size - 1)[0])
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         batch = self._cut(inputs, targets)
         sums = no_sums(metrics)
 
-        def collect(microbatch: int, output: torch.Tensor) -> None:
-            target, weight = batch.targets[microbatch], batch.weights[microbatch]
+        def collect(microbatch: int, output: Any) -> None:
+            target = batches.moved(batch.targets[microbatch], self.device)
+            weight = batch.weights[microbatch]
             sums[:] += batch_sums(output, target, self.loss_fn, weight, metrics)
 
-        forwards = [a for a in self._actions(batch) if isinstance(a, Forward)]
-        self._stage.run(forwards, batch.inputs, collect)
-        return sums
+        forwards = [action for action in self._row_of(batch) if isinstance(action, Forward)]
+        self.pipeline.run(forwards, self._inputs(batch), collect)
+        return sums if self.mesh.coords["tp"] == 0 else no_sums(metrics)
 
     def _apply_gradients(self) -> None:
-        named = [(n, p.grad) for n, p in self.module.named_parameters() if p.grad is not None]
-        if self._check_finite:
-            raise_if_any(self.comm, [name for name, grad in named if not is_finite(grad)])
-        grads = [grad for _, grad in named]
-        if self._scale != 1.0 and grads:
-            torch._foreach_div_(grads, self._scale)
-        if self._clip(grads) and self.optimizer is not None:
-            self.optimizer.step()
-
-    def _clip(self, grads: list[torch.Tensor]) -> bool:
-        """Clip if it is asked for; say whether the gradients are good."""
-        accepts = self._accepts
-        if self.clip_norm is None and accepts is None:
-            return True
-        norm = float(torch.nn.utils.get_total_norm(grads))
-        square = self.comm.all_reduce(np.array([norm**2]))
-        whole = torch.tensor(math.sqrt(square[0]), dtype=torch.float64)
-        if accepts is not None and not accepts(float(whole)):
-            return False
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, whole)
-        return True
+        self._way.step(1 / self._scale, self.clip_norm, self._accepts)
 
     def _part(self) -> dict[str, Any] | None:
-        state = optimizer_state(self.optimizer, self.module)
-        return {"model": self.module.state_dict(), "optimizer": state}
+        state = self._way.state()
+        if self.mesh.coords["dp"] > 0 or state is None:
+            return None
+        mine = {"model": self.module.state_dict(), "optimizer": state}
+        whole = whole_state(mine, self._divided, self.mesh["tp"])
+        return whole if self.mesh.coords["tp"] == 0 else None
+
+    def _mine(self, state: dict[str, Any]) -> dict[str, Any]:
+        return shard_state(state, self._divided, self.mesh.coords["tp"])
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        restore_optimizer(self.optimizer, self.module, saved)
+        self._way.restore(saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return self._whole
 
     def _share_buffers(self) -> None:
-        """Every part is on one rank only."""
+        copy_from_rank_0(self.module, self.mesh["dp"], buffers_only=True)
 
-    def _actions(self, batch: _Batch) -> list[Action | None]:
-        count = min(self._microbatches, batch.samples)
-        return self._schedule(self.comm.size, count)[self.comm.rank]
+    def _row(self) -> dict[str, Any]:
+        ideal = idle_share(self._build(self._microbatches))
+        return {**super()._row(), **pipeline_row(self._times, ideal)}
 
-    def _cut(self, inputs: Any, targets: Any) -> _Batch:
-        """Cut what this rank has of a batch into microbatches, and tell the others its size.
+    def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
+        plan = f"{self._schedule.name} of {self._microbatches} microbatches"
+        return idle_remarks(rows, plan)
 
-        Raises:
-            ArgumentError: on every rank, if the first has no inputs or the last no targets, if
-                their numbers differ, or if there are none.
-        """
-        xs = self._microbatches_of(self._moved(inputs)) if self._stage.first else []
-        ts = self._microbatches_of(targets) if self._stage.last else []
-        weights = [float(self._weight(t)) for t in ts]
-        total = sum(weights) if all(w >= 0 for w in weights) else math.nan
-        mine = np.array([sum(map(len, xs)), sum(map(len, ts)), total], np.float64)
-        sizes = self.comm.all_gather(mine)
-        samples, others, total = int(sizes[0][0]), int(sizes[-1][1]), float(sizes[-1][2])
-        if samples != others or samples == 0:
-            raise ArgumentError(
-                f"rank 0 got inputs with {samples} samples, rank {self.comm.size - 1} targets with "
-                f"{others} (this is rank {self.comm.rank}): pass tensors of equal length ≥ 1 there"
-            )
-        ts = self._microbatches_of(self._moved(targets)) if self._stage.last else []
-        return _Batch(samples, total, xs, ts, weights)
+    def _row_of(self, batch: Microbatches) -> list[Action]:
+        """Return what this rank does for a batch."""
+        return self._build(batch.count)[self.mesh.coords["pp"]] if batch.count else []
 
-    def _moved(self, batch: Any) -> Any:
-        return batches.moved(batch, self.device)
+    def _build(self, microbatches: int) -> Schedule:
+        return self._schedule.build(self.mesh.shape["pp"], microbatches, self._stages_per_rank)
 
-    def _microbatches_of(self, batch: Any) -> list[torch.Tensor]:
-        if not isinstance(batch, torch.Tensor) or batch.dim() == 0 or len(batch) == 0:
-            return []
-        return list(torch.tensor_split(batch, min(self._microbatches, len(batch))))
+    def _cut(self, inputs: Any, targets: Any) -> Microbatches:
+        self._batch = cut(inputs, targets, self.mesh, self._microbatches, self._weight)
+        return self._batch
 
+    @contextmanager
+    def _context(self, microbatch: int) -> Iterator[None]:
+        """Be around the forward pass of a microbatch."""
+        drops = torch.is_grad_enabled()
+        place = self._batch.place(microbatch)
+        keyed = self._randomness(self.progress.step, *place) if drops else nullcontext()
+        with self._forward_context(), keyed:
+            yield
 
-@dataclass(frozen=True)
-class _Batch:
-    """A global batch: its size and weight, and the microbatches that this rank needs."""
-
-    samples: int
-    weight: float
-    inputs: list[torch.Tensor]
-    targets: list[torch.Tensor]
-    weights: list[float]
-
-
-def _split(layers: Layers, ranges: list[range]) -> list[nn.Sequential]:
-    parts = [nn.Sequential(OrderedDict(layers[r.start : r.stop])) for r in ranges]
-    owner: dict[int, int] = {}
-    for rank, part in enumerate(parts):
-        for name, parameter in part.named_parameters():
-            other = owner.setdefault(id(parameter), rank)
-            if other != rank:
-                raise ArgumentError(
-                    f"parameter {name!r} of part {rank} is shared with part {other}: give each its "
-                    f"own, or costs in balance= that keep both layers in one part"
-                )
-    return parts
-
-
-def _deliver(parts: list[nn.Sequential], comm: Communicator) -> None:
-    """Send each part's parameters and buffers from rank 0 to the rank that runs it."""
-    if comm.rank != 0:
-        for _, tensor in tensors(parts[comm.rank]):
-            comm.recv(0, out=tensor)
-        return
-    for rank in range(1, comm.size):
-        for _, tensor in tensors(parts[rank]):
-            comm.send(tensor, rank)
+    def _inputs(self, batch: Microbatches) -> list[Any]:
+        return [batches.moved(inputs, self.device) for inputs in batch.inputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,20 @@ class Meter:
 
     Computing is the time outside pycomm, data loading included; communicating is the time inside
     pycomm less the part in which it waited for other ranks, which is idle.
+
+    Args:
+        comm: all ranks.
+        device: where this rank computes.
+        others: more Communicators that the trainer uses, such as those of a mesh.
     """
 
-    def __init__(self, comm: Communicator, device: torch.device = CPU):
-        self.comm, self._device = comm, device
+    def __init__(
+        self,
+        comm: Communicator,
+        device: torch.device = CPU,
+        others: Sequence[Communicator] = (),
+    ):
+        self.comm, self._device, self._others = comm, device, others
         self.samples = 0
         self.wall_s = self.busy_s = self.idle_s = 0.0
         self.bytes_sent = 0
@@ -44,6 +55,11 @@ class Meter:
         self.idle_s += idle
         self.bytes_sent += int(sent)
 
+    def add(self, transferring_s: float, idle_s: float) -> None:
+        """Add time inside pycomm that its counters do not have: of messages."""
+        self.busy_s += transferring_s + idle_s
+        self.idle_s += idle_s
+
     def row(self) -> dict[str, Any]:
         """Return this rank's line of the report; times in seconds."""
         on_gpu = self._device.type == "cuda"
@@ -58,8 +74,9 @@ class Meter:
         }
 
     def _now(self) -> tuple[float, float, float, int]:
-        stats = self.comm.stats
-        return time.perf_counter(), stats.busy_s, stats.idle_s, stats.bytes_sent
+        stats = [comm.stats for comm in (self.comm, *self._others)]
+        busy, idle = sum(s.busy_s for s in stats), sum(s.idle_s for s in stats)
+        return time.perf_counter(), busy, idle, sum(s.bytes_sent for s in stats)
 
 
 def gpu_memory(device: torch.device) -> int:
@@ -83,19 +100,25 @@ _COLUMNS = {
     "idle_s": ("idle s", "{:.2f}"),
     "bytes_sent": ("MB sent", "{:.1f}"),
     "state_bytes": ("state MB", "{:.1f}"),
+    "copy_bytes": ("copies MB", "{:.1f}"),
     "gpu_bytes": ("GPU MB", "{:.1f}"),
 }
 
 
-def print_rows(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the rows of `Trainer.report`, one for each rank, as a table."""
+def print_rows(
+    rows: list[dict[str, Any]], console: Console | None = None, remarks: Sequence[str] = ()
+) -> None:
+    """Print the rows of `Trainer.report`, one for each rank, as a table, and remarks below it."""
+    console = console or Console()
     table = Table(title="per rank")
     shown = [key for key in _COLUMNS if any(key in row for row in rows)]
     for key in shown:
         table.add_column(_COLUMNS[key][0], justify="right")
     for row in rows:
         table.add_row(*(_COLUMNS[key][1].format(_in_unit(key, row[key])) for key in shown))
-    (console or Console()).print(table)
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _in_unit(key: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,18 @@ class Saved(ABC):
     def _restore(self, saved: dict[str, Any]) -> None:
         """Give the optimizer its saved state, by full names and perhaps of more parameters."""
 
+    def _mine(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return this rank's part of whole tensors with the names that it has."""
+        return state
+
+    def _leftovers(self) -> Mapping[str, Any] | None:
+        """Return what compression has left for later on this rank, by full name."""
+        return None
+
+    def _restore_leftovers(self, saved: list[dict[str, Any]]) -> None:
+        """Take what was left on each rank when it was saved; nothing, without compression."""
+        del saved
+
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         """Return (dtype, shape) of every tensor of the whole model by full name."""
@@ -50,6 +63,8 @@ class Saved(ABC):
     def save(self, directory: str | Path, keep: int = 1) -> None:
         """Write model, optimizer, progress and random generators into a folder, atomically.
 
+        With compression each rank also writes what it has not sent yet.
+
         Every rank must call this; it returns when everything is on disk. The last `keep`
         checkpoints there stay, this one included.
 
@@ -60,8 +75,8 @@ class Saved(ABC):
         if self._pending:
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
-        random = random_state(self.device)
-        save(directory, self.comm, self._part(), random, asdict(self.progress), keep)
+        part, random = self._part(), random_state(self.device)
+        save(directory, self.comm, part, random, asdict(self.progress), keep, self._leftovers())
 
     def load(self, directory: str | Path) -> None:
         """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
@@ -75,8 +90,10 @@ class Saved(ABC):
         """
         saved = self._read(directory)  # nobody changes before everybody has read
         state, random = saved["part"], saved["random"]
+        state = self._mine(state)
         self.module.load_state_dict(state["model"])
         self._restore(state["optimizer"])
+        self._restore_leftovers(saved["leftovers"])
         self.progress, self._pending = Progress(**saved["progress"]), 0
         if random is not None:
             restore_random(random, self.device)
@@ -87,7 +104,8 @@ class Saved(ABC):
             saved.check(self._expected())
             part = saved.read(self.module.state_dict())
             random = saved.random(self.comm.rank)
-            return {"part": part, "random": random, "progress": saved.progress}
+            left = saved.leftovers()
+            return {"part": part, "random": random, "progress": saved.progress, "leftovers": left}
 
         return on_every_rank(self.comm, read)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pycomm.errors import ArgumentError
+from pycomm.parallel.tensor import Plan, plan_for, qkv
 from pycomm.workloads.task import Task
 
 
@@ -58,7 +60,7 @@ def gpt(task: Task, width: int = 64, blocks: int = 4, heads: int = 4) -> nn.Sequ
     layers = [
         Embedding(task.classes, task.input_shape[0], width),
         *(Block(width, heads, blocks) for _ in range(blocks)),
-        nn.Sequential(nn.LayerNorm(width), nn.Linear(width, task.classes, bias=False)),
+        Head(nn.LayerNorm(width), nn.Linear(width, task.classes, bias=False)),
     ]
     return nn.Sequential(*layers)
 
@@ -108,16 +110,44 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.head_width = width // heads
         self.inward = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, length, width) for the same."""
-        batch, length, width = x.shape
-        qkv = self.inward(x).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, width / heads)
+        qkv = self.inward(x).unflatten(-1, (3, -1, self.head_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads of this rank, length, head_width)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+
+class Head(nn.Sequential):
+    """The last norm, and a score for every symbol: (…, width) → (…, classes)."""
+
+
+@plan_for(Embedding)
+def _divided_embedding(_: Embedding) -> Plan:
+    return {"symbols": "embedding"}
+
+
+@plan_for(Block)
+def _divided_block(block: Block) -> Plan:
+    attention = cast(Attention, block.get_submodule("attention.1"))
+    return {
+        "": "sequence",
+        "attention.0": "norm",
+        "attention.1.inward": qkv(attention.heads),
+        "attention.1.project": "row",
+        "feedforward.0": "norm",
+        "feedforward.1": "column",
+        "feedforward.3": "row",
+    }
+
+
+@plan_for(Head)
+def _divided_head(_: Head) -> Plan:
+    return {"1": "output"}
 
 
 def _convolution(inputs: int, outputs: int, *after: nn.Module) -> nn.Sequential:

@@ -56,7 +56,6 @@ def test_rank_0_speaks_for_all(cache):
     assert "* PYCOMM_ORDER=rank: " in result.stdout
 
 
-@pytest.mark.mpirun
 def test_ranks_that_may_not_share_memory_are_seen(cache):
     result = mpirun(2, *DOCTOR, env={**cache, "PYCOMM_SHARED_MEMORY": "0"})
     assert "shared memory: no" in result.stdout
@@ -71,7 +70,6 @@ def test_a_wrong_setting_is_an_error_without_a_traceback(cache):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.mpirun
 def test_tuning_keeps_a_table_that_the_next_run_chooses_by(cache, tmp_path):
     result = mpirun(2, *DOCTOR, "--tune", env=cache)
     assert result.returncode == 0, result.stderr
@@ -83,7 +81,6 @@ def test_tuning_keeps_a_table_that_the_next_run_chooses_by(cache, tmp_path):
     assert "costs: measured" in mpirun(2, "-c", program, env=cache).stdout
 
 
-@pytest.mark.mpirun
 def test_tuning_without_shared_memory_keeps_what_was_known_of_it(cache, tmp_path):
     mpirun(2, *DOCTOR, "--tune", env=cache)
     before = kept(tmp_path)
@@ -93,7 +90,6 @@ def test_tuning_without_shared_memory_keeps_what_was_known_of_it(cache, tmp_path
     assert after["messages"] != before["messages"]
 
 
-@pytest.mark.mpirun
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     inside = str(tmp_path / "file" / "costs.json")

@@ -269,3 +269,19 @@ def test_a_killed_rank_is_named_by_its_node_mate():
             break
     assert "pycomm: rank 2: rank 3 of 4 (process " in result.stderr
     assert "on host h2) was killed by signal 9" in result.stderr
+
+
+def test_a_mesh_keeps_tensor_parallel_groups_on_a_host():
+    program = """
+        mesh = pycomm.Mesh(comm, dp=2, tp=2)
+        tell([socket.gethostname(), mesh["tp"].hosts, mesh["dp"].hosts])
+    """
+    for host, along_tp, along_dp in told(2, 2, program)[0]:
+        assert along_tp == [host, host]
+        assert along_dp == ["h1", "h2"]
+
+
+def test_a_mesh_says_where_a_tensor_parallel_group_is_apart():
+    result = run(2, 1, "pycomm.Mesh(comm, tp=2)")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("between hosts is slow: ranks 0 on h1, 1 on h2; use tp=1, or") == 1

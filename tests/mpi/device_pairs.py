@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 import pycomm
 from tests.mpi.devices import DELAY_S, doubles, ordinary, runtime, symmetric
 
-PLACES = {"symmetric": symmetric, "ordinary": ordinary}
 SEGMENT = 4096
 SIZES = (0, 1, 500, SEGMENT, SEGMENT + 1, 50_000)
 """Copied at once, asked for in segments, offered where they are if symmetric."""
@@ -56,6 +56,27 @@ def by_mpi(
 
 
 REACH = {"in reach": in_reach, "out of reach": out_of_reach, "by MPI": by_mpi}
+PLACES = {"symmetric": symmetric, "ordinary": ordinary}
+
+
+@pytest.fixture(params=REACH.values(), ids=REACH)
+def dev(comm: pycomm.Communicator, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Communicators of each reach, in turn."""
+    with request.param(comm) as other:
+        yield other
+
+
+@pytest.fixture
+def near(comm: pycomm.Communicator) -> Iterator[pycomm.Communicator]:
+    """One in reach."""
+    with in_reach(comm) as other:
+        yield other
+
+
+@pytest.fixture(params=PLACES.values(), ids=PLACES)
+def make(request: pytest.FixtureRequest) -> Any:
+    """What makes arrays of each kind, in turn."""
+    return request.param
 
 
 def ring(comm: pycomm.Communicator) -> tuple[int, int]:

@@ -224,9 +224,9 @@ def test_a_bad_gradient_is_seen_by_all_and_forgotten(comm, name, bad) -> None:
     for view, gradient in zip(views, gradients(views, comm.rank, 1)):
         view.copy_(gradient)
     if comm.rank == comm.size - 1:
-        views[0][3, 4] = bad
+        views[0][-1, -1] = bad  # next to a gap
     compressed.reduce()
-    assert not views[0][3, 4].isfinite()
+    assert not views[0][-1, -1].isfinite()
     for number in (2, 3):
         assert step(compressed, number).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in compressed.state.values())

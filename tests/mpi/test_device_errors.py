@@ -15,19 +15,13 @@ from pycomm.devices import process
 from pycomm.devices.base import DeviceError
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
-from tests.mpi.devices import doubles, ordinary, symmetric
+from tests.mpi.devices import apart, doubles, ordinary, several, symmetric
 
 
 @pytest.fixture
 def dev(comm):
     with doubles(comm, segment_bytes=4096) as other:
         yield other
-
-
-def several(comm) -> None:
-    """Skip where there is nobody to disagree with."""
-    if comm.size == 1:
-        pytest.skip("needs two ranks")
 
 
 def device_sum(c, shape=4, **options):
@@ -81,9 +75,10 @@ def test_different_calls_are_named_on_every_rank(dev, call, first):
         device_sum(dev)
 
 
-def test_ranks_that_do_not_come_are_named(comm):
+@pytest.mark.parametrize("opened", [doubles, apart])
+def test_ranks_that_do_not_come_are_named(comm, opened):
     several(comm)
-    with doubles(comm) as dev:
+    with opened(comm) as dev:
         device_sum(dev)
         dev.world.timeout, before = 0.5, dev.world.timeout
         try:

@@ -13,25 +13,11 @@ import pycomm
 from pycomm.devices import process
 from pycomm.observe import flight
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import LARGE, PLACES, REACH, in_reach, pattern, ring
+from tests.mpi import device_pairs
+from tests.mpi.device_pairs import LARGE, in_reach, pattern, ring
 from tests.mpi.devices import ordinary, several, symmetric
 
-
-@pytest.fixture(params=REACH.values(), ids=REACH)
-def dev(comm, request):
-    with request.param(comm) as other:
-        yield other
-
-
-@pytest.fixture
-def near(comm):
-    with in_reach(comm) as other:
-        yield other
-
-
-@pytest.fixture(params=PLACES.values(), ids=PLACES)
-def make(request):
-    return request.param
+dev, near, make = device_pairs.dev, device_pairs.near, device_pairs.make
 
 
 def test_messages_move_while_their_receiver_waits_in_a_collective(dev, make):

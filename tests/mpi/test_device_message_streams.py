@@ -12,10 +12,9 @@ import pytest
 import pycomm
 from pycomm.devices import process
 from tests.devices.host_array import HostArray
+from tests.mpi import device_pairs
 from tests.mpi.device_pairs import (
     LARGE,
-    PLACES,
-    REACH,
     by_mpi,
     held,
     in_reach,
@@ -25,22 +24,7 @@ from tests.mpi.device_pairs import (
 )
 from tests.mpi.devices import ordinary, runtime, several, symmetric
 
-
-@pytest.fixture(params=REACH.values(), ids=REACH)
-def dev(comm, request):
-    with request.param(comm) as other:
-        yield other
-
-
-@pytest.fixture
-def near(comm):
-    with in_reach(comm) as other:
-        yield other
-
-
-@pytest.fixture(params=PLACES.values(), ids=PLACES)
-def make(request):
-    return request.param
+dev, near, make = device_pairs.dev, device_pairs.near, device_pairs.make
 
 
 def wrong_messages(dev, make, rounds=12):

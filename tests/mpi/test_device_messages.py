@@ -9,25 +9,11 @@ import pytest
 
 import pycomm
 from tests.devices.host_array import HostArray
-from tests.mpi.device_pairs import LARGE, PLACES, REACH, SIZES, host, in_reach, pattern, ring
+from tests.mpi import device_pairs
+from tests.mpi.device_pairs import LARGE, SIZES, host, pattern, ring
 from tests.mpi.devices import ordinary, several
 
-
-@pytest.fixture(params=REACH.values(), ids=REACH)
-def dev(comm, request):
-    with request.param(comm) as other:
-        yield other
-
-
-@pytest.fixture
-def near(comm):
-    with in_reach(comm) as other:
-        yield other
-
-
-@pytest.fixture(params=PLACES.values(), ids=PLACES)
-def make(request):
-    return request.param
+dev, near, make = device_pairs.dev, device_pairs.near, device_pairs.make
 
 
 def test_round_the_ring_in_every_size(dev, make):

@@ -111,24 +111,6 @@ def test_memory_that_cannot_be_locked_is_told_on_all(one, monkeypatch):
     assert not runtime().pinned
 
 
-def test_ranks_that_do_not_come_are_named(comm):
-    several(comm)
-    with apart(comm) as dev:
-        device_sum(dev)
-        dev.world.timeout, before = 0.5, dev.world.timeout
-        try:
-            slow = dev.split(0)
-        finally:
-            dev.world.timeout = before
-        if dev.rank > 0:
-            time.sleep(1.0)
-        else:
-            named = "rank 1 did not come to all_reduce of arrays on a GPU|waits|waited for rank"
-            with pytest.raises(pycomm.CommTimeoutError, match=named):
-                device_sum(slow)
-        comm.barrier()
-
-
 def test_arguments_are_checked_before_anything_is_sent(one):
     several(one)
     for options, said in (

@@ -24,7 +24,6 @@ def differences(folder: Path) -> str:
     return CliRunner().invoke(main, ["doctor", "--flight", str(job)]).output
 
 
-@pytest.mark.mpirun
 @pytest.mark.parametrize("shared", ["1", "0"], ids=["shared memory", "wire"])
 def test_a_mismatch_leaves_the_flight_of_every_rank(tmp_path, shared):
     program = """
@@ -52,7 +51,6 @@ def test_a_mismatch_leaves_the_flight_of_every_rank(tmp_path, shared):
     assert re.search(r"rank 1: all_reduce sum 5 × float64 \w+, failed at <string>:", text)
 
 
-@pytest.mark.mpirun
 def test_an_operation_of_several_parts_says_it_once(tmp_path):
     program = """
         try:
@@ -84,7 +82,6 @@ def test_a_timeout_leaves_also_the_flight_of_the_rank_that_is_late(tmp_path, how
     assert "rank 1: is behind; its last was" in text
 
 
-@pytest.mark.mpirun
 @pytest.mark.parametrize(
     ("block", "error"),
     [

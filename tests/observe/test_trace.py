@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests.launch import mpirun
 
 
-@pytest.mark.mpirun
 def test_every_rank_writes_its_operations(tmp_path):
     program = """
 import numpy as np, pycomm

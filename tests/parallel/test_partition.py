@@ -9,7 +9,13 @@ import pytest
 from torch import nn
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.partition import layer_costs, layers_of, partition
+from pycomm.parallel.partition import (
+    better_cut,
+    layer_costs,
+    layers_of,
+    partition,
+    scaled_costs,
+)
 
 
 def sizes(costs: list[float], parts: int) -> list[int]:
@@ -75,3 +81,16 @@ def test_costs() -> None:
             layer_costs(layers, wrong)
     with pytest.raises(ArgumentError, match="balance='guess': choose 'params'"):
         layer_costs(layers, "guess")
+
+
+def test_a_better_cut_and_what_it_gains() -> None:
+    costs, parts = [4, 1, 1, 2], [range(2), range(2, 4)]
+    assert better_cut(costs, parts) == ([range(1), range(1, 4)], 5 / 4)
+    assert better_cut(costs, parts, 8) == ([range(1), range(1, 4)], (7 * 5 + 8) / (7 * 4 + 8))
+    assert better_cut(costs, [range(1), range(1, 4)]) == ([range(1), range(1, 4)], 1.0)
+    assert better_cut([0, 0], [range(1), range(1, 2)])[1] == 1.0
+
+
+def test_costs_that_add_up_to_measured_times() -> None:
+    parts = [range(2), range(2, 4)]
+    assert scaled_costs([1, 3, 0, 0], parts, [8.0, 5.0]) == [2, 6, 2.5, 2.5]

@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+from torch import nn
+
 import pycomm
-from bench.training.cut import costs
 from bench.training.jobs import PipelineJob
-from bench.training.variants.base import Training, variant
-from bench.training.variants.other_pipelines import fill_and_drain
-from pycomm.parallel.schedule import SCHEDULES
+from bench.training.variants.base import Bubble, Training, variant
+from pycomm.parallel.parts import Part
+from pycomm.parallel.schedules.registry import SCHEDULES, ScheduleKind
+from pycomm.parallel.schedules.timeline import idle_share
+from pycomm.parallel.splitting.balance import Sample
+from pycomm.parallel.splitting.split import split
 
 
-def _train(job: PipelineJob, schedule: str) -> Training:
+def _bubble(kind: ScheduleKind) -> Bubble:
+    """Return what a schedule leaves idle if forward and the halves of backward take as long."""
+    return lambda ranks, microbatches: idle_share(
+        kind.build(ranks, microbatches, kind.stages_per_rank)
+    )
+
+
+def _trained(job: PipelineJob, model: nn.Module | Sequence[Part], schedule: str) -> Training:
+    """Return the step of a trainer; it cuts a model that is whole by parameters."""
     trainer = pycomm.ModelParallelTrainer(
-        job.module(),
+        model,
         job.optimizer,
         job.loss,
         job.ranks.comm,
         microbatches=job.microbatches,
         schedule=schedule,
-        balance=costs(job),
+        balance="params",
     )
     return Training(partial(trainer.step, *job.whole), trainer.module)
 
 
-def _register(schedule: str) -> None:
+def _register(kind: ScheduleKind) -> None:
     def train(job: PipelineJob) -> Training:
-        return _train(job, schedule)
+        return _trained(job, job.module(), kind.name)
 
-    train.__doc__ = f"ModelParallelTrainer(schedule={schedule!r}), stages of like many parameters."
-    variant(f"pycomm-{schedule}", parallel="model", bubble=fill_and_drain)(train)
+    train.__doc__ = f"ModelParallelTrainer(schedule={kind.name!r}), stages of like many parameters."
+    variant(f"pycomm-{kind.name}", parallel="model", bubble=_bubble(kind))(train)
 
 
-for _name in SCHEDULES:
-    _register(_name)
+for _kind in SCHEDULES.values():
+    _register(_kind)
+
+
+@variant("pycomm-1f1b-time", parallel="model", bubble=_bubble(SCHEDULES["1f1b"]))
+def balanced_by_time(job: PipelineJob) -> Training:
+    """The same with schedule='1f1b', stages of like much time, as measured on a microbatch."""
+    sample = Sample(job.pieces[0][0], comm=job.ranks.comm)
+    parts = split(job.module(), job.ranks.size, "time", sample=sample).parts
+    return _trained(job, parts, "1f1b")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 
+Leftover = dict[str, Any]
+"""What lasts of one gradient on one rank: tensors, and numbers, by their name."""
+
+
 class Compression(ABC):
     """The reduction of one bucket of gradients with fewer bytes on the wire.
 
@@ -26,7 +30,8 @@ class Compression(ABC):
     Args:
         comm: the ranks; creating one is local, but all must do so equally.
         flat: the bucket, (count,) of float16, bfloat16, float32 or float64, on the CPU or a GPU.
-        views: the gradients in it, each dense, of any shape and strides.
+        views: the gradients in it, each dense, of any shape and strides, in their order there;
+            what lies between them is zero.
         op: "sum" or "avg", over the ranks.
 
     Attributes:
@@ -54,6 +59,7 @@ class Compression(ABC):
         self.comm, self.flat, self.views = comm, flat, list(views)
         self.divisor = comm.size if op == "avg" else 1
         self.work = torch.promote_types(flat.dtype, torch.float32)
+        self._gaps = _gaps(flat, self.views)
         self.state = {"residual": torch.zeros_like(flat, dtype=self.work)}
 
     @classmethod
@@ -81,6 +87,40 @@ class Compression(ABC):
         """
         if self.flat.numel():
             self._reduce()
+        if self._gaps:  # a block with a bad number may have spread it there, where it would stay
+            torch._foreach_zero_(self._gaps)
+
+    def leftovers(self) -> list[Leftover]:
+        """Return what lasts of each of `views` on this rank, as copies."""
+        return [{"residual": self._residual_of(view).clone()} for view in self.views]
+
+    def restore(self, saved: Sequence[Sequence[Leftover]]) -> None:
+        """Take for each of `views` what `leftovers` returned on every rank, or nothing of any.
+
+        On as many ranks each takes its own. On another number all take the same part of the sum of
+        residuals, so that a sum over the ranks will get, to rounding, what it would have got.
+        Elements that are not there begin anew. Other methods' leftovers do, as far as they go.
+        """
+        for view, ranks in zip(self.views, saved):
+            found = [of_rank["residual"] for of_rank in ranks if "residual" in of_rank]
+            self._residual_of(view).copy_(self._share_of(found, view))
+
+    def _share_of(self, residuals: Sequence[torch.Tensor], view: torch.Tensor) -> torch.Tensor:
+        if len(residuals) == self.comm.size:
+            return residuals[self.comm.rank]
+        total = torch.zeros_like(view, dtype=self.work)
+        for residual in residuals:
+            total += residual.to(total.device)
+        return total.div_(self.comm.size)
+
+    def _residual_of(self, view: torch.Tensor) -> torch.Tensor:
+        """Return the part of the residual that belongs to one of `views`, in its shape."""
+        residual = self.state["residual"]
+        return residual.as_strided(view.shape, view.stride(), self._start_of(view))
+
+    def _start_of(self, view: torch.Tensor) -> int:
+        """Return where one of `views` begins in the bucket."""
+        return int(view.storage_offset() - self.flat.storage_offset())
 
     def _add_residual(self) -> torch.Tensor:
         """Return what there is to send, (count,) of `work`: the memory of the residual."""
@@ -147,6 +187,14 @@ def find_factory(compression: str | Factory | None, algorithm: str | None) -> Fa
             "does not use: leave one of them out"
         )
     return compression if callable(compression) else find(compression)
+
+
+def _gaps(flat: torch.Tensor, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the parts of a bucket that lie in no view."""
+    begins = [int(view.storage_offset() - flat.storage_offset()) for view in views]
+    ends = [begin + view.numel() for begin, view in zip(begins, views)]
+    bounds = zip([0, *ends], [*begins, flat.numel()])
+    return [flat[end:begin] for end, begin in bounds if begin > end]
 
 
 def without_overflow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

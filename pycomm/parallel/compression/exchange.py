@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pycomm.parallel.compression.base import Compression, keep_finite
+from pycomm.parallel.compression.base import Compression, Leftover, keep_finite
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -69,6 +69,35 @@ class Exchange(Compression):
         starts = [r * self.length for r in range(self.comm.size)]
         return [x[start : start + self.length] for start in starts]
 
+    def leftovers(self) -> list[Leftover]:
+        """Return residuals, and those of the sums in this rank's chunk: from element `begin` on."""
+        found = super().leftovers()
+        for view, of_view in zip(self.views, found):
+            begin, part = self._part_of_sums(view)
+            of_view["sums"] = {"begin": begin, "residual": part.clone()}
+        return found
+
+    def restore(self, saved: Sequence[Sequence[Leftover]]) -> None:
+        """Take residuals, and those of sums from whoever had them, on any number of ranks."""
+        super().restore(saved)
+        self.state["residual_of_sums"].zero_()
+        for view, ranks in zip(self.views, saved):
+            begin, part = self._part_of_sums(view)
+            for sums in (of_rank["sums"] for of_rank in ranks if "sums" in of_rank):
+                _copy_common(sums["begin"], sums["residual"], begin, part)
+
+    def _part_of_sums(self, view: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """Return the elements of a view, in its order of memory, in this rank's chunk of sums.
+
+        Returns:
+            The number of the first of them in the view, and their part of the residual of sums.
+        """
+        chunk, start = self.comm.rank * self.length, self._start_of(view)
+        residual = self.state["residual_of_sums"]
+        begin = min(max(start, chunk), start + view.numel())
+        end = max(begin, min(start + view.numel(), chunk + len(residual)))
+        return begin - start, residual[begin - chunk : end - chunk] if end > begin else residual[:0]
+
     def _reduce(self) -> None:
         for chunk, row in zip(self.chunks(self._add_residual()), self._sends):
             self._pack(chunk, row)
@@ -96,3 +125,12 @@ class Exchange(Compression):
         wide = torch.empty_like(chunk, dtype=torch.float32)
         self.decode([row], wide)
         chunk.copy_(wide)
+
+
+def _copy_common(begin: int, values: torch.Tensor, into_begin: int, into: torch.Tensor) -> None:
+    """Copy the elements that two ranges have in common, each (first element, values from it on)."""
+    first = max(begin, into_begin)
+    last = min(begin + len(values), into_begin + len(into))
+    if last > first:
+        part = values[first - begin : last - begin]
+        into[first - into_begin : last - into_begin].copy_(part)

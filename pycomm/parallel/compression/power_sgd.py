@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pycomm.errors import ArgumentError
-from pycomm.parallel.compression.base import Compression, compression, keep_finite
+from pycomm.parallel.compression.base import Compression, Leftover, compression, keep_finite
 from pycomm.parallel.compression.matrices import (
     as_matrix,
     deal,
@@ -56,6 +56,7 @@ class PowerSGD(Compression):
         self.rank = rank
         found = [as_matrix(view, flat) for view in views]
         self._matrices = [m for m in found if m.shortens(rank)]
+        self._places = [i for i, m in enumerate(found) if m.shortens(rank)]
         self._rest = [m for m in found if not m.shortens(rank)]
         dealt = deal([m.rows * rank for m in self._matrices], comm.size)
         self._counts = [sum(m.rows * rank for m in self._matrices[some]) for some in dealt]
@@ -85,6 +86,22 @@ class PowerSGD(Compression):
             ("all_reduce", self._plain),
         )
         return sum(self._sent(kind, buffer.nbytes) for kind, buffer in traffic)
+
+    def leftovers(self) -> list[Leftover]:
+        """Return residuals, and of each matrix the Q that the next step begins with."""
+        found = super().leftovers()
+        for at, q in zip(self._places, self._rights(self.state["right"])):
+            found[at]["right"] = q.clone()
+        return found
+
+    def restore(self, saved: Sequence[Sequence[Leftover]]) -> None:
+        """Take residuals; and each Q, equal on all ranks, if it has this rank of factors."""
+        super().restore(saved)
+        self.state["right"].copy_(self._start)
+        for at, q in zip(self._places, self._rights(self.state["right"])):
+            for of_rank in saved[at][:1]:
+                if "right" in of_rank and of_rank["right"].shape == q.shape:
+                    q.copy_(of_rank["right"])
 
     def _reduce(self) -> None:
         if self._rest:

@@ -1,0 +1,118 @@
+"""Splitting a model into parts, by what its layers cost or at named modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pycomm.errors import ArgumentError
+from pycomm.parallel.partition import partition
+from pycomm.parallel.parts import Part
+from pycomm.parallel.splitting.balance import Costs, Sample, costs_of
+from pycomm.parallel.splitting.blocks import Leaves
+from pycomm.parallel.splitting.build import build_parts
+from pycomm.parallel.splitting.cuts import ranges_of
+from pycomm.parallel.splitting.explain import explain
+from pycomm.parallel.splitting.flow import Flow
+from pycomm.parallel.splitting.in_place import refuse_hidden_changes
+from pycomm.parallel.splitting.reading import Model, read
+from pycomm.parallel.splitting.shared import find_ties, shared_buffers
+from pycomm.parallel.ties import Tie
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model in parts.
+
+    Attributes:
+        flow: the model that was split, and its layers.
+        parts: in order; their modules are the model's, nothing is copied.
+        ties: the parameters that several parts hold.
+        names: of all layers.
+        ranges: the layers of each part.
+        costs: of each layer.
+        unit: of the costs: "parameters", "s", "bytes" or "".
+        reason: what the cuts were chosen by.
+    """
+
+    flow: Flow
+    parts: tuple[Part, ...]
+    ties: tuple[Tie, ...]
+    names: tuple[str, ...]
+    ranges: tuple[range, ...]
+    costs: tuple[float, ...]
+    unit: str
+    reason: str
+
+    @property
+    def cuts(self) -> list[str]:
+        """The layers at which parts begin, but for the first: what `cuts=` gives this split."""
+        return [self.names[r.start] for r in self.ranges[1:]]
+
+    def explain(self) -> str:
+        """Return a table: for each part its layers, parameters, cost, share, what it takes."""
+        return explain(self)
+
+
+def split(
+    model: Model,
+    stages: int,
+    balance: str | Sequence[float] = "params",
+    cuts: Sequence[str] | None = None,
+    *,
+    leaves: Leaves = (),
+    inputs: Sequence[str] | None = None,
+    sample: Sample | None = None,
+) -> Split:
+    """Split a model into `stages` parts of consecutive layers.
+
+    Layers are the elements of an nn.Sequential, ModuleList or list; of any other model, which is
+    traced, the calls of modules that stay whole (those of torch.nn, elements of containers).
+    The most expensive part is as cheap as can be, see `partition`.
+
+    Args:
+        model: on any device, also "meta".
+        stages: how many parts.
+        balance: "params", "time" (forward and backward, measured on `sample`), "memory"
+            (parameters, gradients, optimizer state and activations), or one cost ≥ 0 a layer.
+        cuts: the full names of modules at which the second, third … part begins, instead.
+        leaves: modules (names or classes) that stay whole.
+        inputs: the parameters of forward that get values; by default those without a default.
+        sample: what "time" and "memory" are measured with, see Sample.
+
+    Raises:
+        ArgumentError: there are fewer layers than parts; the model cannot be traced; a cut goes
+            through a tie that cannot be resolved, or hides a change in place; a value is wrong.
+    """
+    if cuts is not None and len(cuts) != stages - 1:
+        raise ArgumentError(
+            f"cuts={list(cuts)} make {len(cuts) + 1} parts, but there are {stages} stages: "
+            f"name {stages - 1} modules"
+        )
+    flow = read(model, stages, cuts or (), leaves, inputs)
+    costs = costs_of(flow, balance, sample)
+    names = [layer.name for layer in flow.layers]
+    by_name = cuts is not None
+    ranges = ranges_of(cuts, names) if cuts is not None else partition(costs.values, stages)
+    return assemble(flow, ranges, costs, by_name=by_name)
+
+
+def assemble(flow: Flow, ranges: Sequence[range], costs: Costs, *, by_name: bool = False) -> Split:
+    """Return the split of a flow into given ranges of layers; see `split`."""
+    refuse_hidden_changes(flow, ranges)
+    parts = build_parts(flow, ranges)
+    for name in shared_buffers(parts):
+        _logger.warning("buffer %r is in several parts: forward must not change it", name)
+    return Split(
+        flow,
+        tuple(parts),
+        tuple(find_ties(flow.root, parts)),
+        tuple(layer.name for layer in flow.layers),
+        tuple(ranges),
+        tuple(costs.values),
+        costs.unit,
+        "cut by name" if by_name else f"balanced by {costs.what}",
+    )
