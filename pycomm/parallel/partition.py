@@ -38,30 +38,6 @@ def layers_of(model: nn.Module | Sequence[nn.Module]) -> Layers:
     return layers
 
 
-def layer_costs(layers: Layers, balance: str | Sequence[float]) -> list[float]:
-    """Return what each layer counts for: its number of parameters, or the costs given.
-
-    Args:
-        layers: as `layers_of` returns them.
-        balance: "params", or one non-negative cost for each layer, in any unit.
-
-    Raises:
-        ArgumentError: an unknown name, or costs that do not fit the layers.
-    """
-    if isinstance(balance, str):
-        if balance != "params":
-            raise ArgumentError(
-                f"balance={balance!r}: choose 'params' or pass a cost for each layer"
-            )
-        return [float(sum(p.numel() for p in layer.parameters())) for _, layer in layers]
-    costs = [float(cost) for cost in balance]
-    if len(costs) != len(layers) or not all(0 <= cost < float("inf") for cost in costs):
-        raise ArgumentError(
-            f"balance={costs} does not give each of the {len(layers)} layers a cost ≥ 0"
-        )
-    return costs
-
-
 def partition(costs: Sequence[float], parts: int) -> list[range]:
     """Split layers into contiguous, non-empty parts such that the most expensive is cheapest.
 
@@ -138,37 +114,17 @@ def _longest(costs: Sequence[float], parts: Sequence[range]) -> float:
     return max(sum(costs[i] for i in part) for part in parts)
 
 
-def parts_of(
-    model: nn.Module | Sequence[nn.Module] | Sequence[Part],
-    count: int,
-    balance: str | Sequence[float],
-) -> list[Part]:
-    """Return the parts of a model: those that it is given in, or its layers, split.
-
-    Args:
-        model: parts, or what `layers_of` takes.
-        count: how many parts there must be.
-        balance: of layers, see `layer_costs`.
+def given_parts(parts: Sequence[Part], count: int) -> list[Part]:
+    """Return parts that the user has made, if there are `count` and none shares a parameter.
 
     Raises:
-        ArgumentError: there are more or fewer parts, too few layers, or a parameter is in two.
+        ArgumentError: there are more or fewer, or a parameter is in two.
     """
-    given = list(model) if isinstance(model, (list, tuple)) else []
-    if given and all(isinstance(part, Part) for part in given):
-        if len(given) != count:
-            raise ArgumentError(
-                f"{len(given)} parts for {count} stages: pass one for each, or use {len(given)} "
-                f"ranks, or more with fewer stages_per_rank"
-            )
-        parts = given
-    else:
-        layers = layers_of(model)  # type: ignore[arg-type]
-        parts = cut(layers, partition(layer_costs(layers, balance), count))
-    _check_shared(parts)
-    return parts
-
-
-def _check_shared(parts: Sequence[Part]) -> None:
+    if len(parts) != count:
+        raise ArgumentError(
+            f"{len(parts)} parts for {count} stages: pass one for each, or use {len(parts)} "
+            f"ranks, or more with fewer stages_per_rank"
+        )
     owner: dict[int, int] = {}
     for stage, part in enumerate(parts):
         for name, parameter in part.module.named_parameters():
@@ -176,8 +132,9 @@ def _check_shared(parts: Sequence[Part]) -> None:
             if other != stage:
                 raise ArgumentError(
                     f"parameter {name!r} of part {stage} is shared with part {other}: give each "
-                    f"its own, or costs in balance= that keep both layers in one part"
+                    f"its own, or pass the whole model, which can be split there"
                 )
+    return list(parts)
 
 
 class Chain(Joined):

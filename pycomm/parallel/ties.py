@@ -74,6 +74,11 @@ class TiedWeights:
             if comm.rank != ranks[0]:
                 self._others.add(tie.name)
 
+    @property
+    def here(self) -> bool:
+        """Whether this rank shares a parameter with another."""
+        return bool(self._own)
+
     def sum_gradients(self) -> None:
         """Add up the gradients of each tied parameter over its ranks, in their order.
 
@@ -89,7 +94,7 @@ class TiedWeights:
                 flat[-1] = 1
             group.all_reduce(flat, order="rank")
             if flat[-1] > 0:
-                parameter.grad = flat[:-1].view_as(parameter)
+                parameter.grad = torch.empty_like(parameter).copy_(flat[:-1].view_as(parameter))
 
     def counts(self, name: str) -> bool:
         """Say whether this rank counts a parameter of its own in sums over all ranks.

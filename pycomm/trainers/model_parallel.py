@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.idle import Times
+from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.joined import joined
-from pycomm.parallel.partition import parts_of
-from pycomm.parallel.parts import Part
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
-from pycomm.parallel.schedules.timeline import idle_share
+from pycomm.parallel.schedules.timeline import count_stages, idle_share, most_held
 from pycomm.parallel.sharded_update import make_update
+from pycomm.parallel.splitting.blocks import Leaves
+from pycomm.parallel.stages import Cutting, Given, Stages
 from pycomm.parallel.tensor import Plan, counted, divisions, tensor_parallel
+from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
@@ -56,7 +57,8 @@ class ModelParallelTrainer(Trainer):
     A batch is cut into microbatches (`torch.tensor_split`; fewer when it has fewer samples), which
     flow through the stages as the schedule says; each one's loss is weighed by its share of the
     batch, so the gradient is that of the whole batch's mean loss. All stages start from the weights
-    of rank 0. A batch norm sees microbatches.
+    of rank 0, or if these have no memory yet, with the values that one process would give them. A
+    batch norm sees microbatches. Weights that several stages use stay equal.
 
     `step` takes this pipeline's share of the global batch, perhaps None: inputs on the first stage,
     targets on the last, the same on each rank of the stage; every rank may pass None for what it
@@ -64,11 +66,13 @@ class ModelParallelTrainer(Trainer):
 
     Attributes:
         mesh: where each rank is.
+        split: what was cut where and why: see `Split.explain`; None for Parts.
         pipeline: this rank's stages; `pipeline.times` says where the time of the last step went.
 
     Args:
-        module: an nn.Sequential, a list of layers, or a Part for each stage; the same on every
-            rank, which keeps its stages only. Parameters have their names in the whole model.
+        module: any model, a list of layers, a Part for each stage, or, if it does not fit, a
+            factory of a model or one on the meta device, see `source_of`; the same on every rank,
+            which keeps its stages only. Parameters have their names in the whole model.
         optimizer: called once with this rank's list of (name, parameter); returns a torch
             optimizer. Not called on a rank without parameters.
         loss_fn: (output, targets) → the mean loss over its inputs, a scalar tensor.
@@ -80,7 +84,14 @@ class ModelParallelTrainer(Trainer):
             ranks, rank r has the stages r, r + n, r + 2n and so on. Other schedules have one.
         recompute: keep only what stages take, and run forward again before backward: less memory
             for a third more computing.
-        balance: what parts are balanced by: "params", or a cost for each layer.
+        balance: what parts are balanced by: "params", "time", "memory", or a cost for each layer,
+            see `splitting.split`; None: time where there is a sample, else parameters.
+        cuts: the full names of modules at which the second, third … stage begins, instead.
+        leaves: modules that stay whole when the model is traced: full names, or classes.
+        inputs: the parameters of forward that get values; None: those without a default.
+        sample: a microbatch of inputs to measure time and activations with, on every rank.
+        init, seed: of a model on the meta device, see `fill_by_modules`.
+        memory_limit: of each rank, beside the program: bytes, or as "1.5 GiB"; more is refused.
         clip_norm: the largest norm of the whole gradient, over all stages; None does not clip.
         weight: targets → what a microbatch counts for, ≥ 0; by default its number of samples.
         device: "cpu", or "cuda" for the GPU that this rank is dealt, see `placement.place`: the
@@ -98,15 +109,16 @@ class ModelParallelTrainer(Trainer):
         batch_dims: where the batch is in what modules drop from, see KeyedDropout.
 
     Raises:
-        ArgumentError: there are more stages than layers, stages share a parameter, or a value
-            is out of range.
+        ArgumentError: there are more stages than layers, the model cannot be traced, a cut goes
+            through a tie that cannot be resolved, `memory_limit` is not enough, or a value is out
+            of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
     """
 
     def __init__(
         self,
-        module: nn.Module | Sequence[nn.Module] | Sequence[Part],
+        module: Given,
         optimizer: OptimizerFactory,
         loss_fn: LossFunction,
         comm: Communicator | Mesh,
@@ -114,7 +126,7 @@ class ModelParallelTrainer(Trainer):
         schedule: str = "1f1b",
         stages_per_rank: int | None = None,
         recompute: bool = False,
-        balance: str | Sequence[float] = "params",
+        balance: str | Sequence[float] | None = None,
         clip_norm: float | None = None,
         weight: Weight | None = None,
         device: str | torch.device | None = None,
@@ -129,11 +141,20 @@ class ModelParallelTrainer(Trainer):
         shard: bool | None = None,
         share: bool = False,
         batch_dims: Mapping[str, int | None] | None = None,
+        cuts: Sequence[str] | None = None,
+        leaves: Leaves = (),
+        inputs: Sequence[str] | None = None,
+        sample: Any = None,
+        init: Init | None = None,
+        seed: int = 0,
+        memory_limit: int | str | None = None,
     ):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
-        given = (microbatches, schedule, balance if isinstance(balance, str) else list(balance))
-        check_equal(comm, "microbatches, schedule or balance", given)
+        how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
+        told = how.told()
+        check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, told[0]))
+        check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told[1:], memory_limit))
         check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         check_equal(comm, "sequence, shard and share", (sequence, shard, share))
         if not isinstance(microbatches, int) or microbatches < 1:
@@ -141,16 +162,23 @@ class ModelParallelTrainer(Trainer):
         self._schedule = find_schedule(schedule)
         self._microbatches = microbatches
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
-        parts = parts_of(module, pp.size * self._stages_per_rank, balance)
-        whole = joined([part.module for part in parts])
-        place_here = place(whole, comm, device)
+        plan = self._build(microbatches)
+        stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
+        whole = stages.whole
+        place_here = place(whole, comm, device or ("cpu" if stages.deferred else None))
         check_same_model(whole, comm)
         self._whole = describe(whole)
         if tp.size > 1:
             tensor_parallel(whole, tp, tensor_plan, sequence)
+        stages.build()
+        parts, self.split = stages.parts, stages.split
+        stages.check_memory(
+            memory_limit, range(pp.rank, len(parts), pp.size), dp.size if shard is not False else 1
+        )
         mine = joined([part.module for part in parts[pp.rank :: pp.size]])
         self._divided = divisions(mine)
-        if dp.rank == 0:
+        stages.fill(mine, self._divided, tp.rank, comm)
+        if dp.rank == 0 and not stages.deferred:
             deliver(parts, pp)
         copy_from_rank_0(mine, dp)
         move(mine, comm, place_here)
@@ -172,7 +200,8 @@ class ModelParallelTrainer(Trainer):
         self.pipeline = Pipeline(parts, pp, self._context, recompute, copy=on_gpu, everyone=comm)
         self._times = Times()
         self._randomness = Randomness(mine, comm, place_here, batch_dims)
-        counts = {id(parameter) for _, parameter in counted(mine, tp)}
+        self._tied = TiedWeights(stages.ties, mine, pp, lambda stage: stage % pp.size)
+        counts = {id(p) for name, p in counted(mine, tp) if self._tied.counts(name)}
         self._way = make_update(
             self.optimizer,
             mine,
@@ -209,15 +238,23 @@ class ModelParallelTrainer(Trainer):
             return mean * (weight / batch.weight * self._scale)
 
         self._way.expect(False)
-        self.pipeline.run(
-            self._row_of(batch), self._inputs(batch), loss, lambda: self._way.expect(True)
-        )
+        at_tail = self._nothing if self._tied.here else self._expect_last
+        self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
+        if self._tied.here:  # their sums are what the replicas reduce
+            self._tied.sum_gradients()
+            self._expect_last()
         self._way.backward_done()
         times = self.pipeline.times
         self._times.add(times)
         self.meter.add(times.transferring_s, times.idle_s)
         value = self._sum(sum(mean.item() * weight for mean, weight in losses))
         return BatchLoss(value, batch.weight, batch.samples)
+
+    def _expect_last(self) -> None:
+        self._way.expect(True)
+
+    def _nothing(self) -> None:
+        """The backward passes at the pipeline's tail reduce nothing yet."""
 
     def _sum(self, value: float) -> float:
         """Return the sum of what the last stages of all pipelines have, on every rank."""

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import pycomm
 from pycomm.errors import ArgumentError, MismatchError
+from pycomm.parallel.partition import cut
 from tests.training import CLASSES, PAD, adamw, dense, named, samples, sgd
 from tests.training import one_thread as one_thread
 
@@ -172,10 +173,14 @@ def test_weights_that_cannot_be(comm) -> None:
             trainer.step(x, t)
 
 
-def test_a_parameter_in_two_parts(comm) -> None:
+def test_a_parameter_in_two_parts_of_the_users_own(comm) -> None:
     if comm.size == 1:
         pytest.skip("there is only one part")
     tied = nn.Linear(6, 6)
-    layers = [tied, *(nn.Linear(6, 6) for _ in range(comm.size - 1)), tied]
+    layers = [tied, *(nn.Linear(6, 6) for _ in range(comm.size - 2)), tied]
+    parts = cut(
+        [(str(k), layer) for k, layer in enumerate(layers)],
+        [range(k, k + 1) for k in range(comm.size)],
+    )
     with pytest.raises(ArgumentError, match=r"parameter '.*weight' of part .* shared with part 0"):
-        pycomm.ModelParallelTrainer(layers, sgd, cross_entropy, comm)
+        pycomm.ModelParallelTrainer(parts, sgd, cross_entropy, comm)

@@ -12,7 +12,17 @@ from torch.utils.data import TensorDataset
 import pycomm
 from pycomm.errors import ArgumentError, MismatchError
 from tests.mpi.test_data_parallel import cut, train_in_one_process
-from tests.training import adamw, assert_same_bits, conv, dense, images, named, samples, sgd
+from tests.training import (
+    adamw,
+    assert_same_bits,
+    conv,
+    dense,
+    images,
+    named,
+    round_roots_correctly,
+    samples,
+    sgd,
+)
 from tests.training import one_thread as one_thread
 
 
@@ -58,7 +68,8 @@ def test_data_parallel_has_the_bits_of_one_process(comm, optimizer) -> None:
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.module.parameters())
 
 
-def test_model_parallel_has_the_bits_of_one_process(comm) -> None:
+def test_model_parallel_has_the_bits_of_one_process(comm, monkeypatch) -> None:
+    round_roots_correctly(monkeypatch)
     trainer = pycomm.ModelParallelTrainer(
         dense(0).float(), adamw, cross_entropy, comm, 1, precision="bf16", balance=[1.0] * 7
     )

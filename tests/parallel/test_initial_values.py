@@ -56,6 +56,11 @@ class Initialised(nn.Module):
         return self.last(y) * self.noise + self.mask.sum() + self.from_numpy + self.own.sum()
 
 
+def keep(name: str, whole: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor: there is no tensor parallelism."""
+    return whole
+
+
 def build(factory):
     torch.manual_seed(3)
     return factory(), torch.rand(3)
@@ -85,7 +90,7 @@ def test_values_are_those_of_the_whole(factory, stages: int) -> None:
         source = source_of(factory)
         assert source.deferred and all(t.is_meta for t in source.model.parameters())
         part = split(source.model, stages).parts[stage].module
-        source.fill(part)
+        source.fill(part, keep)
         assert torch.equal(torch.rand(3), after)  # as many numbers drawn
         for name, tensor in tensors_of(part).items():
             assert torch.equal(tensor, expected[name]), name
@@ -103,7 +108,7 @@ def test_attributes_and_values_of_tensors() -> None:
     source = source_of(Initialised)
     assert source.model.rates == model.rates
     parts = split(source.model, 1).parts
-    source.fill(parts[0].module)
+    source.fill(parts[0].module, keep)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     for part in parts:
         part.module.eval()
@@ -119,7 +124,7 @@ def test_a_part_that_is_built_alone_runs_like_the_whole() -> None:
         torch.manual_seed(3)
         source = source_of(TiedLanguageModel)
         parts = split(source.model, 3).parts
-        source.fill(parts[stage].module)
+        source.fill(parts[stage].module, keep)
         made.append(parts[stage])
     assert torch.equal(run(made, tokens), expected)
     assert made[0].module.words.weight is not made[2].module.words.weight
@@ -135,7 +140,7 @@ def test_a_layer_may_be_chosen_by_random_values() -> None:
     torch.manual_seed(3)
     source = source_of(factory)
     part = split(source.model, 3).parts[1].module
-    source.fill(part)
+    source.fill(part, keep)
     assert torch.equal(part.get_parameter("1.weight"), expected)
 
 
@@ -167,7 +172,7 @@ def test_layers_that_are_copies_or_depend_on_others(monkeypatch) -> None:
         torch.manual_seed(3)
         source = source_of(factory)
         part = split(source.model, 9).parts[stage].module
-        source.fill(part)
+        source.fill(part, keep)
         for name, tensor in tensors_of(part).items():
             assert torch.equal(tensor, expected[name]), name
 
@@ -182,7 +187,7 @@ def test_a_factory_that_changes_its_mind() -> None:
 
     source = source_of(factory)
     with pytest.raises(ArgumentError, match="in another way the second time"):
-        source.fill(split(source.model, 1).parts[0].module)
+        source.fill(split(source.model, 1).parts[0].module, keep)
 
 
 def test_made_before_the_factory() -> None:
@@ -190,7 +195,7 @@ def test_made_before_the_factory() -> None:
         before = nn.Linear(2, 2)
     source = source_of(lambda: [before, nn.Linear(2, 2)])
     with pytest.raises(ArgumentError, match="'0.weight' was not made by the factory"):
-        source.fill(split(source.model, 1).parts[0].module)
+        source.fill(split(source.model, 1).parts[0].module, keep)
 
 
 def whole_by_modules(model: nn.Module, seed: int) -> nn.Module:
@@ -214,7 +219,7 @@ def test_built_on_meta() -> None:
             model = make()
         source = source_of(model, seed=9)
         part = split(model, 3, cuts=["1", "3"]).parts[stage].module
-        source.fill(part)
+        source.fill(part, keep)
         assert list(tensors_of(part))
         for name, tensor in tensors_of(part).items():
             assert torch.equal(tensor, expected[name]), (stage, name)
@@ -225,13 +230,13 @@ def test_built_on_meta_without_a_way_to_initialise() -> None:
         model = TiedLanguageModel()
     part = split(model, 1).parts[0].module
     with pytest.raises(ArgumentError, match="module '', a TiedLanguageModel on the meta device"):
-        source_of(model).fill(part)
+        source_of(model).fill(part, keep)
 
     def init(name: str, module: nn.Module) -> None:
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             tensor.fill_(len(name))
 
-    source_of(model, init).fill(part)
+    source_of(model, init).fill(part, keep)
     assert part.places[0, 0] == 0 and part.norm.weight[0] == 4
     assert part.words.weight is part.head.weight
 
@@ -240,7 +245,7 @@ def test_a_model_with_values_stays_as_it_is() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     source = source_of(model)
     assert source.model is model and not source.deferred
-    source.fill(model)
+    source.fill(model, keep)
 
 
 def test_only_the_part_and_few_tensors_need_memory(monkeypatch) -> None:
@@ -261,7 +266,7 @@ def test_only_the_part_and_few_tensors_need_memory(monkeypatch) -> None:
     part = split(source.model, 40).parts[3].module
     before = allocated()
     with Counting():
-        source.fill(part)
+        source.fill(part, keep)
     own = sum(p.nbytes for p in part.parameters())
     assert len(sizes) == 2 * 40 / 20 and own > 100 * 100 * 4
     assert max(sizes) - before <= own + 7 * 100 * 100 * 4

@@ -11,7 +11,6 @@ from torch import nn
 from pycomm.errors import ArgumentError
 from pycomm.parallel.partition import (
     better_cut,
-    layer_costs,
     layers_of,
     partition,
     scaled_costs,
@@ -70,17 +69,6 @@ def test_layers_of_what_cannot_be_split() -> None:
             layers_of(model)
     with pytest.raises(ArgumentError, match="layer '1' is a function"):
         layers_of([nn.ReLU(), layers_of])
-
-
-def test_costs() -> None:
-    layers = layers_of(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))
-    assert layer_costs(layers, "params") == [8, 0, 3]
-    assert layer_costs(layers, [1, 2, 3]) == [1, 2, 3]
-    for wrong in ([1, 2], [1, 2, -1], [1, 2, float("nan")]):
-        with pytest.raises(ArgumentError, match="each of the 3 layers a cost"):
-            layer_costs(layers, wrong)
-    with pytest.raises(ArgumentError, match="balance='guess': choose 'params'"):
-        layer_costs(layers, "guess")
 
 
 def test_a_better_cut_and_what_it_gains() -> None:

@@ -16,6 +16,9 @@ Slot = tuple[dict[str, Any], str, torch.Tensor]
 Init = Callable[[str, nn.Module], None]
 """(full name, module) sets the module's own parameters and buffers, not those of its children."""
 
+Shard = Callable[[str, torch.Tensor], torch.Tensor]
+"""(full name, whole tensor) → what a rank keeps of it."""
+
 
 def has_memory(module: nn.Module) -> bool:
     """Say whether all tensors of a module have memory."""
@@ -28,14 +31,15 @@ def without_memory(module: nn.Module) -> None:
     _put(slots, {id(t): torch.empty_like(t, device="meta") for _, _, t in slots})
 
 
-def fill_from(model: nn.Module, part: nn.Module) -> None:
-    """Give a part the tensors that another model has under the same names."""
+def fill_from(built: Mapping[str, torch.Tensor], part: nn.Module, shard: Shard) -> None:
+    """Give a part the tensors that a whole model has by the same full names, or shards of them."""
     slots, values = [], {}
     for path, module in part.named_modules(remove_duplicate=False):
         for own, key, tensor in _own_slots(module):
             if tensor.is_meta:
                 slots.append((own, key, tensor))
-                values[id(tensor)] = getattr(model.get_submodule(path), key).detach()
+                name = f"{path}.{key}".lstrip(".")
+                values[id(tensor)] = shard(name, built[name].detach())
     _put(slots, values)
 
 
@@ -46,16 +50,16 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{path}.{key}".lstrip("."), tensor
 
 
-def tensors_in(model: nn.Module, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a model that a part has under the same names, with these names."""
-    for path, module in part.named_modules(remove_duplicate=False):
-        for _, key, tensor in _own_slots(module):
-            if tensor.is_meta:
-                yield f"{path}.{key}".lstrip("."), getattr(model.get_submodule(path), key)
+def missing_names(part: nn.Module) -> list[str]:
+    """Return the full names of the tensors of a part that have no memory."""
+    return [name for name, tensor in named_tensors(part) if tensor.is_meta]
 
 
 def fill_by_modules(
-    model: nn.Module, part: nn.Module, init: Init | None = None, seed: int = 0
+    model: nn.Module,
+    part: nn.Module,
+    init: Init | None = None,
+    seed: int = 0,
 ) -> None:
     """Give a part of a model on the meta device the values that its modules set themselves.
 

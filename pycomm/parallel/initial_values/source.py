@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.initial_values.building import Building
 from pycomm.parallel.initial_values.fill import (
     Init,
+    Shard,
     fill_by_modules,
     fill_from,
     has_memory,
+    missing_names,
     named_tensors,
-    tensors_in,
     without_memory,
 )
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.splitting.reading import Model, whole
+from pycomm.parallel.tensor.divided import divisions
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Source:
     Attributes:
         model: on the meta device, if it has no memory yet.
         deferred: whether it has none.
-        fill: gives a part's module memory and values; does nothing where it has them.
+        fill: gives a part's module memory and values, of divided tensors this rank's shards; does
+            nothing where it has them.
     """
 
     model: nn.Module
     deferred: bool
-    fill: Callable[[nn.Module], None]
+    fill: Callable[[nn.Module, Shard], None]
 
 
 def source_of(
@@ -53,8 +57,8 @@ def source_of(
         return _from_factory(given)
     model = whole(given)
     if has_memory(model):
-        return Source(model, False, lambda part: None)
-    return Source(model, True, lambda part: fill_by_modules(model, part, init, seed))
+        return Source(model, False, lambda part, shard: None)
+    return Source(model, True, lambda part, shard: _fill_by_modules(model, part, init, seed))
 
 
 def _from_factory(factory: Callable[[], Model]) -> Source:
@@ -67,21 +71,36 @@ def _from_factory(factory: Callable[[], Model]) -> Source:
     without_memory(model)
     building.settle()
 
-    def fill(part: nn.Module) -> None:
-        names = [name for name, _ in tensors_in(model, part)]
-        with Building(frozenset().union(*(origins[name] for name in names))) as again:
-            built = whole(factory())
-        for name, tensor in tensors_in(built, part):
-            if tensor.is_meta:
-                raise ArgumentError(
-                    f"{name!r} was not made by the factory: let it build the whole model each time "
-                    f"it is called, and nothing before"
-                )
-            if again.lost(tensor) or again.origins(tensor) != origins[name]:
-                raise ArgumentError(
-                    f"the factory built {name!r} in another way the second time: it must do the "
-                    f"same each time it is called"
-                )
-        fill_from(built, part)
+    def fill(part: nn.Module, shard: Shard) -> None:
+        names = missing_names(part)
+        wanted = [origins[name] for name in names if name in origins]
+        with Building(frozenset().union(*wanted)) as again:
+            built = dict(named_tensors(whole(factory())))
+        for name in names:
+            _check_built_again(name, built.get(name), again, origins.get(name))
+        fill_from(built, part, shard)
 
     return Source(model, True, fill)
+
+
+def _check_built_again(
+    name: str, tensor: torch.Tensor | None, building: Building, origins: frozenset[int] | None
+) -> None:
+    if tensor is None or tensor.is_meta or origins is None:
+        raise ArgumentError(
+            f"{name!r} was not made by the factory: let it build the whole model each time it is "
+            f"called, and nothing before"
+        )
+    if building.lost(tensor) or building.origins(tensor) != origins:
+        raise ArgumentError(
+            f"the factory built {name!r} in another way the second time: it must do the same each "
+            f"time it is called"
+        )
+
+
+def _fill_by_modules(model: nn.Module, part: nn.Module, init: Init | None, seed: int) -> None:
+    if divisions(part):
+        raise ArgumentError(
+            "a model on the meta device cannot be divided by tensor parallelism: pass a factory"
+        )
+    fill_by_modules(model, part, init, seed)

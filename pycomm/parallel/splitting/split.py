@@ -57,6 +57,23 @@ class Split:
         return explain(self)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Where a model is to be cut, and why.
+
+    Attributes:
+        flow: the model, and its layers.
+        ranges: the layers of each part.
+        costs: of each layer.
+        reason: in words.
+    """
+
+    flow: Flow
+    ranges: tuple[range, ...]
+    costs: Costs
+    reason: str
+
+
 def split(
     model: Model,
     stages: int,
@@ -87,6 +104,22 @@ def split(
         ArgumentError: there are fewer layers than parts; the model cannot be traced; a cut goes
             through a tie that cannot be resolved, or hides a change in place; a value is wrong.
     """
+    return assemble(
+        choose(model, stages, balance, cuts, leaves=leaves, inputs=inputs, sample=sample)
+    )
+
+
+def choose(
+    model: Model,
+    stages: int,
+    balance: str | Sequence[float] = "params",
+    cuts: Sequence[str] | None = None,
+    *,
+    leaves: Leaves = (),
+    inputs: Sequence[str] | None = None,
+    sample: Sample | None = None,
+) -> Choice:
+    """Return where `split` cuts a model; its layers may be replaced before it is assembled."""
     if cuts is not None and len(cuts) != stages - 1:
         raise ArgumentError(
             f"cuts={list(cuts)} make {len(cuts) + 1} parts, but there are {stages} stages: "
@@ -94,16 +127,18 @@ def split(
         )
     flow = read(model, stages, cuts or (), leaves, inputs)
     costs = costs_of(flow, balance, sample)
+    if cuts is None:
+        ranges = partition(costs.values, stages)
+        return Choice(flow, tuple(ranges), costs, f"balanced by {costs.what}")
     names = [layer.name for layer in flow.layers]
-    by_name = cuts is not None
-    ranges = ranges_of(cuts, names) if cuts is not None else partition(costs.values, stages)
-    return assemble(flow, ranges, costs, by_name=by_name)
+    return Choice(flow, tuple(ranges_of(cuts, names)), costs, "cut by name")
 
 
-def assemble(flow: Flow, ranges: Sequence[range], costs: Costs, *, by_name: bool = False) -> Split:
-    """Return the split of a flow into given ranges of layers; see `split`."""
-    refuse_hidden_changes(flow, ranges)
-    parts = build_parts(flow, ranges)
+def assemble(choice: Choice) -> Split:
+    """Return the split of a model at the chosen cuts; see `split`."""
+    flow = choice.flow
+    refuse_hidden_changes(flow, choice.ranges)
+    parts = build_parts(flow, choice.ranges)
     for name in shared_buffers(parts):
         _logger.warning("buffer %r is in several parts: forward must not change it", name)
     return Split(
@@ -111,8 +146,8 @@ def assemble(flow: Flow, ranges: Sequence[range], costs: Costs, *, by_name: bool
         tuple(parts),
         tuple(find_ties(flow.root, parts)),
         tuple(layer.name for layer in flow.layers),
-        tuple(ranges),
-        tuple(costs.values),
-        costs.unit,
-        "cut by name" if by_name else f"balanced by {costs.what}",
+        choice.ranges,
+        tuple(choice.costs.values),
+        choice.costs.unit,
+        choice.reason,
     )

@@ -7,6 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from pycomm.parallel.tensor.divided import Divided
+
 
 def copy_subtree(
     root: nn.Module, into: nn.Module, modules: Collection[str], tensors: Collection[str]
@@ -49,7 +51,7 @@ def _fill(
         if child is not None and path in modules:
             shell.add_module(name, child)
         elif child is not None and path in above:
-            inner = nn.Module()
+            inner = _empty_like(child, path, tensors)
             shell.add_module(name, inner)
             _fill(inner, child, path + ".", modules, tensors, above)
 
@@ -57,3 +59,12 @@ def _fill(
 def _above(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _empty_like(module: nn.Module, path: str, tensors: set[str]) -> nn.Module:
+    """Return a module for some tensors of another; it also knows how these are divided."""
+    if not isinstance(module, Divided):
+        return nn.Module()
+    empty = Divided()
+    empty.divisions = {n: d for n, d in module.divisions.items() if f"{path}.{n}" in tensors}
+    return empty
