@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-
-from torch import nn
+from typing import Any
 
 import pycomm
 from bench.training.jobs import PipelineJob
 from bench.training.variants.base import Bubble, Training, variant
-from pycomm.parallel.parts import Part
 from pycomm.parallel.schedules.registry import SCHEDULES, ScheduleKind
 from pycomm.parallel.schedules.timeline import idle_share
-from pycomm.parallel.splitting.balance import Sample
-from pycomm.parallel.splitting.split import split
 
 
 def _bubble(kind: ScheduleKind) -> Bubble:
@@ -24,23 +19,23 @@ def _bubble(kind: ScheduleKind) -> Bubble:
     )
 
 
-def _trained(job: PipelineJob, model: nn.Module | Sequence[Part], schedule: str) -> Training:
-    """Return the step of a trainer; it cuts a model that is whole by parameters."""
+def _trained(job: PipelineJob, schedule: str, **balance: Any) -> Training:
+    """Return the step of a trainer that cuts the model as `balance` says."""
     trainer = pycomm.ModelParallelTrainer(
-        model,
+        job.module(),
         job.optimizer,
         job.loss,
         job.ranks.comm,
         microbatches=job.microbatches,
         schedule=schedule,
-        balance="params",
+        **balance,
     )
     return Training(partial(trainer.step, *job.whole), trainer.module)
 
 
 def _register(kind: ScheduleKind) -> None:
     def train(job: PipelineJob) -> Training:
-        return _trained(job, job.module(), kind.name)
+        return _trained(job, kind.name, balance="params")
 
     train.__doc__ = f"ModelParallelTrainer(schedule={kind.name!r}), stages of like many parameters."
     variant(f"pycomm-{kind.name}", parallel="model", bubble=_bubble(kind))(train)
@@ -53,6 +48,4 @@ for _kind in SCHEDULES.values():
 @variant("pycomm-1f1b-time", parallel="model", bubble=_bubble(SCHEDULES["1f1b"]))
 def balanced_by_time(job: PipelineJob) -> Training:
     """The same with schedule='1f1b', stages of like much time, as measured on a microbatch."""
-    sample = Sample(job.pieces[0][0], comm=job.ranks.comm)
-    parts = split(job.module(), job.ranks.size, "time", sample=sample).parts
-    return _trained(job, parts, "1f1b")
+    return _trained(job, "1f1b", balance="time", sample=job.pieces[0][0])
