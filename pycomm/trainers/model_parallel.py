@@ -13,14 +13,13 @@ import torch
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
-from pycomm.parallel.idle import Times
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.replicate import check_equal
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
-from pycomm.parallel.schedules.timeline import count_stages, idle_share, most_held
+from pycomm.parallel.schedules.timeline import count_stages, most_held
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.splitting.blocks import Leaves
 from pycomm.parallel.stages import Cutting, Given, Stages
@@ -31,7 +30,7 @@ from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.idle_report import idle_remarks, pipeline_row
+from pycomm.trainers.idle_report import IdleReport
 from pycomm.trainers.microbatches import Microbatches, cut
 from pycomm.trainers.progress import BatchLoss
 from pycomm.trainers.randomness import Randomness
@@ -180,7 +179,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self.meter = Meter(comm, self.device, (dp, pp, tp))
         gpu = self.device.type == "cuda"
         self.pipeline = Pipeline(here.parts, pp, self._context, recompute, copy=gpu, everyone=comm)
-        self._times = Times()
+        told_plan = f"{schedule} of {microbatches} microbatches"
+        self._idle = IdleReport(told_plan, plan, self.split)
         self._randomness = Randomness(self.module, comm, self.device, batch_dims)
         self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
         counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
@@ -227,7 +227,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             self._expect_last()
         self._way.backward_done()
         times = self.pipeline.times
-        self._times.add(times)
+        self._idle.add(times)
         self.meter.add(times.transferring_s, times.idle_s)
         value = self._sum(sum(mean.item() * weight for mean, weight in losses))
         return BatchLoss(value, batch.weight, batch.samples)
@@ -244,6 +244,15 @@ class ModelParallelTrainer(DividedState, Trainer):
         if self.pipeline.last:
             self.mesh["dp"].all_reduce(total)
         return float(pp.broadcast(total, root=pp.size - 1)[0])
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return a row for each rank, see Trainer; every rank must call this.
+
+        Returns:
+            Also where the pipeline's time went, as docs/model_parallel.md says, and `better_cut`:
+            {"cuts", "speedup", "stages_s"}, or None, see `idle_report`.
+        """
+        return self._idle.explained(super().report())
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         batch = self._cut(inputs, targets)
@@ -262,12 +271,10 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._way.step(1 / self._scale, self.clip_norm, self._accepts)
 
     def _row(self) -> dict[str, Any]:
-        ideal = idle_share(self._build(self._microbatches))
-        return {**super()._row(), **pipeline_row(self._times, ideal)}
+        return {**super()._row(), **self._idle.row()}
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
-        plan = f"{self._schedule.name} of {self._microbatches} microbatches"
-        return idle_remarks(rows, plan)
+        return self._idle.remarks(rows)
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""

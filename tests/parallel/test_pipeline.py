@@ -134,10 +134,13 @@ def test_recomputing_draws_the_same_random_numbers_and_counts_statistics_once() 
 
 
 def test_recomputing_under_autocast() -> None:
+    def autocast(microbatch: int):
+        return torch.autocast("cpu", torch.bfloat16)
+
     def gradients(**options) -> list[torch.Tensor]:
         torch.manual_seed(0)
         layers = nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4)
-        stage = pipeline(*layers, context=lambda: torch.autocast("cpu", torch.bfloat16), **options)
+        stage = pipeline(*layers, context=autocast, **options)
         x = torch.randn(8, 3)
         stage.run(row(options.pop("schedule", "1f1b"), 2), x.chunk(2), lambda m, y: y.float().sum())
         return [p.grad for p in nn.Sequential(*layers).parameters()]
