@@ -179,6 +179,7 @@ class Trainer(Saved, Reported):
             ArgumentError: a value is out of range, or training stopped inside an epoch over other
                 data.
             MismatchError: ranks passed different values; raised on all.
+            UnsupportedError: a checkpoint cannot hold what compression leaves.
         """
         order = {"samples": len(dataset), "batch_size": batch_size, "seed": seed}
         saving = Saving(checkpoint, checkpoint_every, keep)
@@ -188,6 +189,8 @@ class Trainer(Saved, Reported):
         loader = Loader(dataset, workers, worker_context, seed)
         if self._pending:
             raise ArgumentError(self._pending_text("fit"))
+        if checkpoint is not None:
+            self.check_leftovers()
         if checkpoint is not None and self.comm.broadcast_object(exists(checkpoint), 0):
             self.load(checkpoint)
         loop.check_position(self, plan)

@@ -9,7 +9,6 @@ import torch
 
 from pycomm.mesh import Mesh
 from pycomm.parallel.replicate import copy_from_rank_0
-from pycomm.parallel.sharded_update import Update
 from pycomm.parallel.tensor import Division, full_tensor, take_shard
 from pycomm.trainers.saved import Saved
 
@@ -28,7 +27,7 @@ class DividedState(Saved):
     """
 
     mesh: Mesh
-    _way: Update
+    _compresses: bool
     _divided: Divisions
     _whole: dict[str, tuple[str, list[int]]]
 
@@ -45,6 +44,14 @@ class DividedState(Saved):
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self._way.restore(saved)
+
+    def _unsavable(self) -> str | None:
+        if not self._compresses or self.mesh.shape["tp"] == 1:
+            return None
+        return (
+            f"checkpoints are without a layout, but with tp={self.mesh.shape['tp']} compression "
+            "leaves parts of shards: use tp=1, or leave out compression= or the checkpoint"
+        )
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return self._whole

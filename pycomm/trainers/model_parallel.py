@@ -28,6 +28,7 @@ from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
+from pycomm.trainers.compressing import check_compression
 from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.idle_report import IdleReport
@@ -162,6 +163,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
         owners = 1 if shard is False else dp.size
         here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
+        check_compression(compression, precision, here.ties)
+        self._compresses = compression is not None
         self.split, self._whole, self._divided = here.split, here.whole, here.divided
         super().__init__(
             here.module,
@@ -179,8 +182,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self.meter = Meter(comm, self.device, (dp, pp, tp))
         gpu = self.device.type == "cuda"
         self.pipeline = Pipeline(here.parts, pp, self._context, recompute, copy=gpu, everyone=comm)
-        told_plan = f"{schedule} of {microbatches} microbatches"
-        self._idle = IdleReport(told_plan, plan, self.split)
+        in_words = f"{schedule} of {microbatches} microbatches"
+        self._idle = IdleReport(in_words, plan, self.split)
         self._randomness = Randomness(self.module, comm, self.device, batch_dims)
         self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
         counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
@@ -220,7 +223,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             return mean * (weight / batch.weight * self._scale)
 
         self._way.expect(False)
-        at_tail = self._nothing if self._tied.here else self._expect_last
+        at_tail = (lambda: None) if self._tied.here else self._expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
         if self._tied.here:  # their sums are what the replicas reduce
             self._tied.sum_gradients()
@@ -234,9 +237,6 @@ class ModelParallelTrainer(DividedState, Trainer):
 
     def _expect_last(self) -> None:
         self._way.expect(True)
-
-    def _nothing(self) -> None:
-        """The backward passes at the pipeline's tail reduce nothing yet."""
 
     def _sum(self, value: float) -> float:
         """Return the sum of what the last stages of all pipelines have, on every rank."""
