@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 import pycomm
 from pycomm.parallel.compression import METHODS
 from pycomm.parallel.placement import default_device
 from pycomm.parallel.schedules.registry import SCHEDULES
-from pycomm.trainers.batches import Plan
+from pycomm.parallel.splitting.balance import BALANCES
+from pycomm.trainers.batches import Plan, fetch
 from pycomm.trainers.precision import PRECISIONS
 from pycomm.trainers.rates import RATES, Rates, find_rates
 from pycomm.workloads import data, models
@@ -25,6 +27,8 @@ Examples:
   python train.py                                             one process, no MPI
   mpirun -np 2 python train.py                                digits, data parallel
   mpirun -np 3 python train.py --parallel model               one part of the layers per rank
+  mpirun -np 4 python train.py --dp 2 --pp 2                  two pipelines of two parts
+  mpirun -np 4 python train.py --model gpt --data text --tp 2 neurons and heads on two ranks each
   mpirun -np 2 python train.py --model gpt --data text        learns to write Python
   mpirun -np 2 python train.py --data mine.npz --epochs 50    your arrays x and y
   mpirun -np 2 python train.py --checkpoint run1              again: goes on where it ended
@@ -32,9 +36,15 @@ Examples:
 More ranks than cores: mpirun --oversubscribe. Threads per rank: OMP_NUM_THREADS.
 """
 PARALLEL = (
-    "data: each rank has the whole model and a share of each batch. "
-    "model: each rank has some of the layers."
+    "data: each rank has the whole model and a share of each batch: all ranks in --dp. "
+    "model: each rank has some of the layers: all ranks in --pp.  [default: data]"
 )
+DP = "Shares of each batch.  [default: as many as --pp and --tp leave ranks]"
+PP = "Parts of the layers, one after the other.  [default: 1]"
+TP = "Ranks among which the neurons of each layer are divided.  [default: 1]"
+SEQUENCE = "With --tp: divide what is between divided layers, too, along the sequence."
+BALANCE = "Model parallel: what parts of the layers are to have alike.  [default: time]"
+MEMORY = "Of each rank, such as 2GiB: refuse a model that needs more, with the figures."
 DATA = (
     "8×8 images; the source of Python's library; an .npz file with x and y (and x_test, y_test), "
     "a text file or a folder of text files."
@@ -72,11 +82,18 @@ FOLDER, FILE = click.Path(file_okay=False), click.Path(dir_okay=False)
 
 FITTED = ("checkpoint", "checkpoint_every", "keep", "workers", "metrics")
 """The options that `fit` takes as they are."""
+BOTH = ("precision", "clip_norm", "check_finite", "compression", "shard", "share", "memory_limit")
+"""The options that both trainers take as they are."""
+MODEL_ONLY = ("microbatches", "schedule", "stages_per_rank", "recompute", "balance", "sequence")
+"""Those that only ModelParallelTrainer takes."""
 FITTING = "[default: fits the data]"
 
 
 @click.command(epilog=EXAMPLES, context_settings={"show_default": True, "max_content_width": 100})
-@click.option("--parallel", type=click.Choice(["data", "model"]), default="data", help=PARALLEL)
+@click.option("--parallel", type=click.Choice(["data", "model"]), help=PARALLEL)
+@click.option("--dp", type=POSITIVE, help=DP)
+@click.option("--pp", type=POSITIVE, help=PP)
+@click.option("--tp", type=POSITIVE, help=TP)
 @click.option("--model", type=click.Choice(list(models.MODELS)), help=FITTING)
 @click.option("--data", "source", default="digits", metavar="digits|text|PATH", help=DATA)
 @click.option("--epochs", type=POSITIVE, help=f"Passes over the data.  {FITTING}")
@@ -97,6 +114,9 @@ FITTING = "[default: fits the data]"
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), help=SCHEDULE)
 @click.option("--stages-per-rank", type=POSITIVE, help=STAGES)
 @click.option("--recompute", is_flag=True, help=RECOMPUTE)
+@click.option("--balance", type=click.Choice(BALANCES), help=BALANCE)
+@click.option("--sequence", is_flag=True, help=SEQUENCE)
+@click.option("--memory-limit", metavar="SIZE", help=MEMORY)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help=PRECISION)
 @click.option("--check-finite", is_flag=True, help=CHECK_FINITE)
@@ -113,7 +133,7 @@ FITTING = "[default: fits the data]"
 @click.option("--workers", type=click.IntRange(0), default=0, help=WORKERS)
 @click.option("--metrics", type=FILE, help="JSON Lines: step, loss, samples_per_s.")
 def main(source: str, batch_size: int | None, seed: int, **options: Any) -> None:
-    """Train a model by data or model parallelism, on the ranks that mpirun started."""
+    """Train a model by data parallelism, model parallelism or both, on the ranks of mpirun."""
     if options["epochs"] and options["steps"]:
         raise pycomm.ArgumentError("pass --epochs or --steps, not both")
     comm = pycomm.init()
@@ -151,35 +171,41 @@ def build_trainer(
     def optimizer(named: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW([p for _, p in named], lr=options["lr"] or task.defaults.lr)
 
-    parts = module, optimizer, task.loss_fn, comm
+    mesh = mesh_of(comm, options)
     both = {
         "device": options["device"] or default_device(comm),
-        "precision": options["precision"],
-        "clip_norm": options["clip_norm"],
-        "check_finite": options["check_finite"],
         "rates": rates,
+        **{name: options[name] for name in BOTH},
     }
+    if options["parallel"] != "model" and mesh.shape["pp"] == mesh.shape["tp"] == 1:
+        refuse(options, MODEL_ONLY, "for --pp or --tp above 1, or --parallel model")
+        accumulate = options["accumulate"] or 1
+        return pycomm.DataParallelTrainer(module, optimizer, task.loss_fn, comm, accumulate, **both)
+    refuse(options, ("accumulate",), "for data parallelism alone; here: --microbatches")
+    if comm.rank == 0:
+        click.echo(mesh.describe())
+    chosen = {name: options[name] for name in MODEL_ONLY if options[name] is not None}
+    first, _ = fetch(task.train, np.arange(min(4, len(task.train))))
+    return pycomm.ModelParallelTrainer(
+        module, optimizer, task.loss_fn, mesh, sample=first, **chosen, **both
+    )
+
+
+def mesh_of(comm: pycomm.Communicator, options: dict[str, Any]) -> pycomm.Mesh:
+    """Return where each rank is, by --dp, --pp and --tp, or --parallel, which stands for them."""
+    sizes = {name: options[name] for name in ("dp", "pp", "tp")}
+    if options["parallel"] and any(sizes.values()):
+        raise pycomm.ArgumentError("pass --parallel, or --dp, --pp and --tp")
     if options["parallel"] == "model":
-        if options["accumulate"]:
-            raise pycomm.ArgumentError("--accumulate is for data parallel; here: --microbatches")
-        if options["compression"] or options["shard"] is not None or options["share"]:
-            raise pycomm.ArgumentError("--compression, --shard and --share are for data parallel")
-        return pycomm.ModelParallelTrainer(
-            *parts,
-            microbatches=options["microbatches"] or 8,
-            schedule=options["schedule"] or "1f1b",
-            stages_per_rank=options["stages_per_rank"],
-            recompute=options["recompute"],
-            **both,
-        )
-    if options["microbatches"]:
-        raise pycomm.ArgumentError("--microbatches is for --parallel model; here: --accumulate")
-    if options["schedule"] or options["stages_per_rank"] or options["recompute"]:
-        raise pycomm.ArgumentError(
-            "--schedule, --stages-per-rank and --recompute are for --parallel model"
-        )
-    data_only = {name: options[name] for name in ("compression", "shard", "share")}
-    return pycomm.DataParallelTrainer(*parts, options["accumulate"] or 1, **data_only, **both)
+        return pycomm.Mesh(comm, pp=comm.size)
+    return pycomm.Mesh(comm, dp=sizes["dp"], pp=sizes["pp"] or 1, tp=sizes["tp"] or 1)
+
+
+def refuse(options: dict[str, Any], names: Iterable[str], reason: str) -> None:
+    """Refuse options that were given and would do nothing."""
+    given = [f"--{name.replace('_', '-')}" for name in names if options[name]]
+    if given:
+        raise pycomm.ArgumentError(f"{', '.join(given)}: {reason}")
 
 
 def summary(task: Task, result: dict[str, Any]) -> str:

@@ -25,11 +25,13 @@ class Plan:
         sample_us: a sample is of as many operations back to back as take this long.
         seconds: to spend on each implementation and size.
         iterations: the number of samples, instead of `seconds`.
+        trials: of how many samples the fastest says how long an operation takes.
     """
 
     sample_us: float
     seconds: float
     iterations: int | None = None
+    trials: int = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def collect(
     """
     sizes, times_us = {}, {}
     for name, batch in batches.items():
-        sizes[name], times_us[name] = _calibrate(batch, ranks, plan.sample_us)
+        sizes[name], times_us[name] = _calibrate(batch, ranks, plan)
     rounds = _rounds(sum(times_us.values()), len(batches), plan)
     elapsed_ns = np.empty((len(batches), rounds), np.int64)
     gc.collect()
@@ -109,15 +111,15 @@ def _sample(batch: Batch, operations: int, ranks: Ranks) -> int:
     return time.perf_counter_ns() - start
 
 
-def _calibrate(batch: Batch, ranks: Ranks, sample_us: float) -> tuple[int, float]:
+def _calibrate(batch: Batch, ranks: Ranks, plan: Plan) -> tuple[int, float]:
     """Return how many operations make a sample, and how long it takes in microseconds."""
     operations = 1
     while True:
-        fastest_ns = min(_sample(batch, operations, ranks) for _ in range(5))
+        fastest_ns = min(_sample(batch, operations, ranks) for _ in range(plan.trials))
         took_us = ranks.largest(fastest_ns / 1e3)
-        if took_us >= sample_us or operations == _MOST_OPERATIONS:
+        if took_us >= plan.sample_us or operations == _MOST_OPERATIONS:
             return operations, took_us
-        wanted = math.ceil(operations * min(10.0, 1.1 * sample_us / took_us))
+        wanted = math.ceil(operations * min(10.0, 1.1 * plan.sample_us / took_us))
         operations = min(wanted, _MOST_OPERATIONS)
 
 

@@ -19,6 +19,7 @@ from bench.environment import ROOT, machine, results_folder
 OWN = "pycomm,pycomm-symmetric,mpi4py"
 OPEN_MPI = ("--bind-to", "none", "--oversubscribe")
 XHC = (*OPEN_MPI, "--mca", "coll_xhc_priority", "100")
+PARTS = ("--parallel", "model")
 _LIMIT_S = 7200
 
 
@@ -57,6 +58,7 @@ def launches(open_mpi: Path, mpich: Path) -> list[Launch]:
         Launch("p2p-mpich", mpich, (), "p2p.py", ("--impl", "pycomm,mpi4py")),
         Launch("overlap", open_mpi, OPEN_MPI, "overlap.py"),
         Launch("trainers", open_mpi, OPEN_MPI, "trainers.py", takes_options=False),
+        Launch("pipelines", open_mpi, OPEN_MPI, "trainers.py", PARTS, takes_options=False),
     ]
     return [launch for launch in found if (launch.environment / "bin" / "mpirun").exists()]
 

@@ -1,4 +1,4 @@
-"""What is trained: named models, optimizers, and a batch of which each rank takes a share."""
+"""What is trained: named models, optimizers, and a batch that ranks share or pass on in pieces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pycomm.workloads.task import Defaults, Task
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
-_SYMBOLS, _CONTEXT = 96, 64
+_SYMBOLS, _WORDS, _CONTEXT = 96, 8192, 64
 _SAMPLES = 4096
 
 
@@ -29,7 +29,7 @@ class Model:
     Attributes:
         task: returns what it learns.
         build: makes it.
-        batch: samples a rank takes in a step.
+        batch: samples a rank takes in a step, or in a microbatch.
     """
 
     task: Callable[[], Task]
@@ -37,17 +37,18 @@ class Model:
     batch: int
 
 
-def tokens() -> Task:
+def tokens(classes: int = _SYMBOLS) -> Task:
     """Return random symbols in windows as those of a text; what they say takes no time."""
     random = torch.Generator().manual_seed(0)
-    symbols = torch.randint(_SYMBOLS, (_SAMPLES, _CONTEXT + 1), generator=random)
+    symbols = torch.randint(classes, (_SAMPLES, _CONTEXT + 1), generator=random)
     windows = torch.utils.data.TensorDataset(symbols[:, :-1], symbols[:, 1:])
     defaults = Defaults(model="gpt", epochs=None, steps=1, batch_size=1, lr=1e-3)
-    return Task("tokens", "tokens", windows, windows, (_CONTEXT,), _SYMBOLS, defaults)
+    return Task("tokens", "tokens", windows, windows, (_CONTEXT,), classes, defaults)
 
 
-def _gpt(width: int, heads: int, batch: int) -> Model:
-    return Model(tokens, partial(models.gpt, width=width, blocks=4, heads=heads), batch)
+def _gpt(width: int, heads: int, batch: int, blocks: int = 4, classes: int = _SYMBOLS) -> Model:
+    build = partial(models.gpt, width=width, blocks=blocks, heads=heads)
+    return Model(partial(tokens, classes), build, batch)
 
 
 MODELS = {
@@ -55,8 +56,15 @@ MODELS = {
     "gpt-13": _gpt(256, 4, 3),
     "gpt-51": _gpt(512, 8, 2),
     "gpt-115": _gpt(768, 12, 1),
+    "gpt8-6": _gpt(128, 4, 4, blocks=8),
+    "gpt8-14": _gpt(192, 6, 2, blocks=8),
+    "gpt8-words-15": _gpt(128, 4, 2, blocks=8, classes=_WORDS),
 }
-"""The CNN of the digits, and GPTs of 4 blocks by the megabytes of their gradients."""
+"""The CNN of the digits, and GPTs of 4 or 8 blocks by the megabytes of their gradients.
+
+More than half the parameters of `gpt8-words-15` are vectors of words: where they come in they take
+memory and no time, where they go out both.
+"""
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=1e-3, fused=True),
@@ -101,9 +109,14 @@ class Job:
     @cached_property
     def whole(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the global batch."""
-        order = np.arange(self.batch * self.ranks.size) % _length(self._task)
+        order = np.arange(self.batch * self.batches) % _length(self._task)
         inputs, targets = batches.fetch(self._task.train, order)
         return inputs.to(self.device), targets.to(self.device)
+
+    @property
+    def batches(self) -> int:
+        """How many times `batch` samples make the global batch."""
+        return self.ranks.size
 
     @cached_property
     def share(self) -> tuple[Tensor, Tensor]:
@@ -120,6 +133,31 @@ class Job:
     @cached_property
     def _task(self) -> Task:
         return MODELS[self.model].task()
+
+
+@dataclass(frozen=True)
+class PipelineJob(Job):
+    """A job whose global batch goes through one model, cut into `microbatches` of `batch` samples.
+
+    Attributes:
+        microbatches: how many.
+    """
+
+    microbatches: int
+
+    @property
+    def batches(self) -> int:
+        """How many times `batch` samples make the global batch."""
+        return self.microbatches
+
+    @property
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each microbatch."""
+        return list(zip(*(tensor.split(self.batch) for tensor in self.whole)))
+
+    def mean_of_pieces(self, output: Any, targets: Any) -> Tensor:
+        """Return what a microbatch adds to the mean loss of the global batch."""
+        return self.loss(output, targets) / self.microbatches
 
 
 def _length(task: Task) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -11,69 +12,83 @@ import pycomm
 from bench.peers import UnavailableError
 from bench.peers.base import repeated, waited_for
 from bench.ranks import Ranks
-from bench.sampling import Plan, collect
+from bench.sampling import Plan, Samples, collect
 from bench.training import parity
-from bench.training.footprint import footprint
 from bench.training.jobs import Job
 from bench.training.parity import OneProcess
-from bench.training.results import Checked, Trained, compared, trained
-from bench.training.variants import VARIANTS, Training, Variant
+from bench.training.timed import Timed
+from bench.training.variants import Training, Variant
 
-_Tried = tuple[Training, Checked]
+J = TypeVar("J", bound=Job)
+Checked = TypeVar("Checked")
+"""What a rank knows of a variant after its first steps."""
+Known = TypeVar("Known")
+"""What all ranks know of it before it is timed."""
 
 
-class Measuring:
+class Measuring(ABC, Generic[J, Checked, Known]):
     """One run; all ranks make the same calls in the same order.
+
+    A subclass says what is found out of a variant beside its time.
 
     Attributes:
         missing: variant → why it is not measured.
     """
 
-    def __init__(self, ranks: Ranks, variants: Sequence[str], mpi: str, plan: Plan, plant: bool):
-        self._ranks = ranks
-        self._variants = [VARIANTS[name] for name in variants]
+    def __init__(
+        self, ranks: Ranks, variants: Sequence[Variant], mpi: str, plan: Plan, plant: bool
+    ):
+        self._ranks, self._variants = ranks, variants
         self._mpi, self._plan, self._plant = mpi, plan, plant
         self.missing: dict[str, str] = {}
 
-    def measure(self, job: Job) -> Iterator[Trained]:
+    def measure(self, job: J) -> Iterator[Timed]:
         """Yield the records of one job, a variant each; say once who cannot take part."""
-        one = OneProcess(job)
-        ready: dict[str, _Tried] = {}
+        one = OneProcess(job, self._variants)
+        steps: dict[str, Callable[[], Any]] = {}
+        known: dict[str, Known] = {}
         for variant in self._variants:
-            tried = self._agreed(variant, lambda variant=variant: self._checked(variant, job, one))
+            tried = self._agreed(variant, lambda variant=variant: self._tried(variant, job, one))
             if tried:
-                ready[variant.name] = tried
-        if not ready:
+                training, everyone = tried
+                steps[variant.name] = training.step
+                known[variant.name] = self._known(training, everyone)
+        if not known:
             return
+        steps |= self._yardsticks(job)
         wait = torch.cuda.synchronize if job.device == "cuda" else None
-        batches = {
-            name: repeated(waited_for(training.step, wait)) for name, (training, _) in ready.items()
-        }
-        samples = collect(batches, 1, self._ranks, self._plan)
-        yield from compared(
-            [
-                trained(job, name, self._mpi, checked, samples[name])
-                for name, (_, checked) in ready.items()
-            ]
-        )
+        batches = {name: repeated(waited_for(step, wait)) for name, step in steps.items()}
+        yield from self._records(job, known, collect(batches, 1, self._ranks, self._plan))
 
-    def _checked(self, variant: Variant, job: Job, one: OneProcess) -> _Tried:
-        """Return a variant that made its first steps, and what is known of it then."""
-        memory = footprint(job.device)
-        with memory:
-            training = variant.build(job)
-            for _ in range(parity.STEPS):
-                before = self._ranks.comm.stats.bytes_sent
-                training.step()
-            sent = self._ranks.comm.stats.bytes_sent - before
-        if self._plant and self._ranks.rank == self._ranks.size - 1:
+    @abstractmethod
+    def _tried(self, variant: Variant, job: J, one: OneProcess) -> tuple[Training, Checked]:
+        """Return a variant that made its first steps, and what this rank knows of it then."""
+
+    @abstractmethod
+    def _known(self, training: Training, everyone: Sequence[Checked]) -> Known:
+        """Return what is known of a variant that all ranks have tried; collective."""
+
+    @abstractmethod
+    def _records(
+        self, job: J, known: Mapping[str, Known], samples: Mapping[str, Samples]
+    ) -> Sequence[Timed]:
+        """Return a record for each variant."""
+
+    def _yardsticks(self, job: J) -> dict[str, Callable[[], Any]]:
+        """Return what else is timed in turn with the variants, by name."""
+        return {}
+
+    def _verified(self, variant: Variant, training: Training, one: OneProcess) -> tuple[float, int]:
+        """Return how far weights are off after the first steps, and 1 if that is too far."""
+        if self._plant and self._ranks.rank == 0:
             parity.falsify(training)
         off = one.off(variant, training)
-        wire = sent if training.wire_bytes is None else training.wire_bytes
-        return training, Checked(off, int(not off <= variant.most_off), wire, memory.nbytes)
+        return off, int(not off <= variant.most_off)
 
-    def _agreed(self, variant: Variant, attempt: Callable[[], _Tried]) -> _Tried | None:
-        """Return an attempt with the largest of all ranks' numbers; None if one cannot."""
+    def _agreed(
+        self, variant: Variant, attempt: Callable[[], tuple[Training, Checked]]
+    ) -> tuple[Training, list[Checked]] | None:
+        """Return an attempt with what every rank knows of it; None if a rank cannot."""
         result, problem = None, ""
         try:
             result = attempt()
@@ -84,20 +99,10 @@ class Measuring:
         if result is None or problems:
             self._skip(variant.name, problems[0])
             return None
-        return result[0], _largest([checked for _, checked in everyone])
+        return result[0], [checked for _, checked in everyone]
 
     def _skip(self, name: str, reason: str) -> None:
         if self.missing.get(name) != reason:
             self.missing[name] = reason
             if self._ranks.rank == 0:
                 print(f"# not measured: {name}: {reason}", flush=True)
-
-
-def _largest(everyone: Sequence[Any]) -> Checked:
-    peaks = [c.peak_bytes for c in everyone]
-    return Checked(
-        off=max(c.off for c in everyone),
-        wrong=sum(c.wrong for c in everyone),
-        wire_bytes=max(c.wire_bytes for c in everyone),
-        peak_bytes=None if None in peaks else max(peaks),
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from bench.training.jobs import Job
@@ -14,25 +16,26 @@ Weights = dict[str, torch.Tensor]
 
 
 class OneProcess:
-    """What one process learns from the batch of all ranks, and from this rank's share."""
+    """What one process learns from the global batch, and from this rank's share if any does."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, variants: Iterable[Variant]):
         self._job = job
         self._start = weights_of(job.module())
         # At once, which also loads what any first step loads, before memory is measured.
-        self._expected = {source: self._learned(source) for source in ("whole", "share")}
+        sources = sorted({variant.learns_from for variant in variants})
+        self._expected = {source: self._learned(source) for source in sources}
 
     def off(self, variant: Variant, training: Training) -> float:
         """Return how far weights are from where they should be, over how far they should go.
 
-        Both are norms over all parameters that `training` has.
+        Both are norms over all parameters that `training` has; 0 if it has none.
         """
         expected = self._expected[variant.learns_from]
         names = [name for name, _ in training.module.named_parameters()]
         found = weights_of(training.module)
         missed = _norm({name: found[name] - expected[name] for name in names})
         way = _norm({name: expected[name] - self._start[name] for name in names})
-        return missed / way
+        return missed / way if names else 0.0
 
     def _learned(self, source: str) -> Weights:
         job, module = self._job, self._job.module()

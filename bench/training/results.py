@@ -1,40 +1,23 @@
-"""One flat record a variant and job; as a line of the table, and as bars."""
+"""One flat record a variant and job of data parallelism, and its line of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.sampling import Samples
 from bench.training.jobs import Job
+from bench.training.timed import Timed, aligned, megabytes, ratio, timed, times
 from bench.training.variants import VARIANTS
 from bench.training.variants.alone import NO_SYNC
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Timed):
     """How one variant trains; bench/README.md says what the fields are."""
 
-    model: str
-    optimizer: str
-    impl: str
-    ranks: int
-    mpi: str
-    device: str
-    gradient_bytes: int
-    batch: int
-    samples: int
-    t_min_us: float
-    t_q25_us: float
-    t_med_us: float
-    t_q75_us: float
-    t_p95_us: float
-    iqr_percent: float
-    slow_rank: int
     wire_bytes: int
     peak_bytes: int | None
-    off: float
-    wrong: int
     over_no_sync: float | None = None
     vs_best_peer: float | None = None
 
@@ -52,19 +35,9 @@ class Checked:
 def trained(job: Job, impl: str, mpi: str, checked: Checked, samples: Samples) -> Trained:
     """Summarize the samples of one variant."""
     return Trained(
-        model=job.model,
-        optimizer=job.rule,
-        impl=impl,
-        ranks=job.ranks.size,
-        mpi=mpi,
-        device=job.device,
-        gradient_bytes=job.gradient_bytes,
-        batch=job.batch,
+        **timed(job, impl, mpi, checked.off, checked.wrong, samples),
         wire_bytes=checked.wire_bytes,
         peak_bytes=checked.peak_bytes,
-        off=checked.off,
-        wrong=checked.wrong,
-        **samples.summary(),
     )
 
 
@@ -82,7 +55,7 @@ def compared(found: Sequence[Trained]) -> list[Trained]:
     ]
 
 
-_WIDTHS = {
+WIDTHS = {
     "model": 8,
     "optimizer": 9,
     "impl": 16,
@@ -100,33 +73,12 @@ _WIDTHS = {
     "#wrong": 6,
     "slow_rank": 9,
 }
-
-
-def titles() -> str:
-    """Return the line above the table."""
-    return _aligned([f"#{name}" if name == "model" else name for name in _WIDTHS])
+"""The columns of the table."""
 
 
 def row(r: Trained) -> str:
     """Return one line of the table."""
-    times = (f"{us / 1e3:.2f}" for us in (r.t_min_us, r.t_med_us, r.t_p95_us))
-    cells = [f" {r.model}", r.optimizer, r.impl, _mb(r.gradient_bytes), str(r.batch), *times]
-    cells += [f"{r.iqr_percent:.1f}", _ratio(r.over_no_sync), _ratio(r.vs_best_peer)]
-    cells += [_mb(r.wire_bytes), _mb(r.peak_bytes), f"{r.off:.0e}", str(r.wrong)]
-    return _aligned([*cells, str(r.slow_rank)])
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _mb(nbytes: int | None) -> str:
-    return "-" if nbytes is None else f"{nbytes / 1e6:.1f}"
-
-
-def _aligned(cells: Iterable[str]) -> str:
-    left = ("model", "optimizer", "impl")
-    return " ".join(
-        cell.ljust(width) if name in left else cell.rjust(width)
-        for cell, (name, width) in zip(cells, _WIDTHS.items())
-    ).rstrip()
+    cells = [f" {r.model}", r.optimizer, r.impl, megabytes(r.gradient_bytes), str(r.batch)]
+    cells += [*times(r), ratio(r.over_no_sync), ratio(r.vs_best_peer)]
+    cells += [megabytes(r.wire_bytes), megabytes(r.peak_bytes), f"{r.off:.0e}", str(r.wrong)]
+    return aligned([*cells, str(r.slow_rank)], WIDTHS)

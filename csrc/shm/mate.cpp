@@ -1,5 +1,6 @@
 #include "shm/mate.h"
 
+#include <algorithm>
 #include <cstring>
 #include <system_error>
 #include <utility>
@@ -176,7 +177,7 @@ void Mate::give_back(Block* block) {
 }
 
 std::shared_ptr<void> Mate::keep(Block* block) {
-  const size_t bytes = block->bytes;
+  const size_t bytes = std::max<size_t>(block->bytes, kMostKeptBytes / kMostKept);
   if (kept_bytes_->fetch_add(bytes) + bytes > kMostKeptBytes) {
     kept_bytes_->fetch_sub(bytes);
     return nullptr;

@@ -27,6 +27,7 @@ class Mate {
   static constexpr size_t kInlineBytes = 32768;
 
   static constexpr size_t kMostSlotBytes = size_t(256) << 20, kMostKeptBytes = kMostSlotBytes / 2;
+  static constexpr int kMostKept = Lane::kBlocks / 4;  // so that the sender never lacks a block
 
   // `in` lies in `ours`, `out` and the doorbell in `theirs`.
   Mate(std::shared_ptr<Segment> ours, Lane* in, std::unique_ptr<Segment> theirs, Lane* out,

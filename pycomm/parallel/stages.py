@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pycomm.errors import ArgumentError
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.initial_values.source import Source, source_of
 from pycomm.parallel.joined import joined
@@ -21,7 +22,7 @@ from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.replicate import on_every_rank
 from pycomm.parallel.splitting.balance import Sample, memory_costs
 from pycomm.parallel.splitting.blocks import Leaves
-from pycomm.parallel.splitting.reading import Model
+from pycomm.parallel.splitting.reading import Model, read
 from pycomm.parallel.splitting.split import Choice, Split, assemble, choose
 from pycomm.parallel.tensor.division import Division, take_shard
 from pycomm.parallel.ties import Tie
@@ -58,6 +59,45 @@ class Cutting:
         balance = self.balance if isinstance(self.balance, str) else list(self.balance or ())
         cuts = None if self.cuts is None else list(self.cuts)
         return balance, cuts, sorted(leaves), list(self.inputs or ()), self.seed
+
+
+def check_replica_memory(
+    module: nn.Module,
+    optimizer: Optimizer,
+    comm: Communicator,
+    limit: int | str | None,
+    shard: bool | None,
+) -> None:
+    """Return if every rank has memory for a whole model; every rank must call this.
+
+    Args:
+        module: on any device, also "meta".
+        optimizer: the factory.
+        comm: the ranks.
+        limit: of each rank, in bytes or as `parse_bytes` takes it; None: there is none.
+        shard: whether the ranks divide the optimizer's state; None: where they share memory.
+
+    Raises:
+        ArgumentError: on every rank; says what is needed, and how many ranks of model parallelism
+            would do.
+    """
+
+    def ranks_that_do(limit: int) -> int | None:
+        try:
+            flow = read(module)
+        except ArgumentError:
+            return None
+        return ranks_within(memory_costs(flow, Sample(optimizer=optimizer)), limit)
+
+    if limit is not None:
+        need = need_of(module, optimizer, 0, state_ranks(comm, shard))
+        check_memory(comm, limit, need, ranks_that_do)
+
+
+def state_ranks(comm: Communicator, shard: bool | None) -> int:
+    """Return how many replicas divide an optimizer's state."""
+    divides = comm.shares_memory if shard is None else shard
+    return comm.size if divides else 1
 
 
 class Stages:

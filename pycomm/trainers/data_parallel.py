@@ -21,6 +21,7 @@ from pycomm.parallel.placement import move, place
 from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.sharded_update import ShardedUpdate, make_update
+from pycomm.parallel.stages import check_replica_memory
 from pycomm.parallel.sync_batch_norm import convert
 from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
@@ -81,6 +82,7 @@ class DataParallelTrainer(Trainer):
         share: whether the ranks, all of one host, also share one copy of the parameters: what one
             writes all see. It is rank 0's, who must keep the module as long as others use it.
         batch_dims: where the batch is in what modules drop from, see KeyedDropout.
+        memory_limit: of each rank, beside the program: bytes, or as "1.5 GiB"; more is refused.
 
     Raises:
         MismatchError: the ranks' models or arguments differ; raised on all.
@@ -109,8 +111,10 @@ class DataParallelTrainer(Trainer):
         shard: bool | None = None,
         share: bool = False,
         batch_dims: Mapping[str, int | None] | None = None,
+        memory_limit: int | str | None = None,
     ):
         check_equal(comm, "shard and share", (shard, share))
+        check_replica_memory(module, optimizer, comm, memory_limit, shard)
         place_here = place(module, comm, device)
         move(module, comm, place_here)
         check_same_model(module, comm)

@@ -22,7 +22,7 @@ from pycomm.parallel.schedules.registry import find_schedule
 from pycomm.parallel.schedules.timeline import count_stages, most_held
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.splitting.blocks import Leaves
-from pycomm.parallel.stages import Cutting, Given, Stages
+from pycomm.parallel.stages import Cutting, Given, Stages, state_ranks
 from pycomm.parallel.tensor import Plan, counted
 from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
@@ -161,7 +161,7 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
         plan = self._build(microbatches)
         stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
-        owners = 1 if shard is False else dp.size
+        owners = state_ranks(dp, shard)
         here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
         check_compression(compression, precision, here.ties)
         self._compresses = compression is not None

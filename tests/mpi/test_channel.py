@@ -72,6 +72,20 @@ def test_a_sender_does_not_wait_for_a_receiver_that_comes_late(comm):
     comm.barrier()
 
 
+def test_any_number_of_arrays_can_be_kept(comm):
+    """More than the channel has blocks for, each sent before it is received."""
+    if comm.size == 1:
+        pytest.skip("needs a peer")
+    kept = []
+    for k in range(100):
+        if comm.rank == 0:
+            comm.send(np.full(100_000, k, np.uint8), 1)
+        comm.barrier()
+        if comm.rank == 1:
+            kept.append(comm.recv(0, copy=False))
+    assert all((x == k).all() for k, x in enumerate(kept))
+
+
 def test_a_kept_array_is_the_receivers_until_it_drops_it(comm):
     """More messages than there is memory for: those without credit are copied, nobody waits."""
     if comm.size == 1:

@@ -247,3 +247,34 @@ def test_a_model_that_cannot_be_split(comm) -> None:
 
     with pytest.raises(ArgumentError, match=r"Decides.forward cannot be traced at .*x.sum\(\) > 0"):
         pycomm.ModelParallelTrainer(Decides(), sgd, mse_loss, comm)
+
+
+@pytest.mark.parametrize("given", [TiedLanguageModel, lambda: seeded(TiedLanguageModel)])
+@pytest.mark.parametrize("ends", [{}, {"words": "embedding", "head": "output"}])
+def test_a_traced_model_with_ties_on_a_mesh_with_tensor_parallelism(
+    comm, tmp_path, given, ends
+) -> None:
+    if comm.size % 2:
+        pytest.skip("for tensor parallelism over two ranks")
+    mesh = pycomm.Mesh(comm, tp=2, pp=comm.size // 2)
+    plan = {"blocks.*.inner.0": "column", "blocks.*.outer": "row", **ends}
+    torch.manual_seed(0)
+    reference = given()
+    torch.manual_seed(0)
+    trainer = pycomm.ModelParallelTrainer(
+        given, sgd, text_loss, mesh, 2, clip_norm=0.1, tensor_plan=plan
+    )
+    single = sgd(list(reference.named_parameters()))
+    exact = next(reference.parameters()).dtype == torch.float64
+    for k in range(3):
+        loss = trainer.step(*text(4, k))
+        expected = reference_step(reference, single, lambda m, x: m(x), text_loss, *text(4, k), 0.1)
+        assert abs(loss - expected) <= (1e-12 if exact else 1e-5)
+    folder = shared_folder(comm, tmp_path)
+    trainer.save(folder)
+    saved = Checkpoint(folder)
+    weights = saved.read(saved.index["tensors"])["model"]
+    for name, p in reference.named_parameters(remove_duplicate=False):
+        torch.testing.assert_close(weights[name], p.detach(), rtol=0, atol=1e-12 if exact else 1e-5)
+    comm.barrier()
+    mesh.close()

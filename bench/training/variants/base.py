@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from bench.training.jobs import Job
 
+Parallel = Literal["data", "model"]
+
 
 @dataclass(frozen=True)
 class Training:
@@ -26,6 +28,13 @@ class Training:
     wire_bytes: int | None = None
 
 
+Build = Callable[[Any], Training]
+"""Sets up a Job, or a PipelineJob."""
+
+Bubble = Callable[[int, int], float]
+"""(ranks, microbatches) → in which part of a step ranks idle, if nothing else takes time."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to train.
@@ -34,42 +43,58 @@ class Variant:
         name: what `--impl` calls it.
         build: sets up a job; collective.
         summary: what it is, in a sentence.
+        parallel: what the ranks share: the samples, or the model.
         competes: whether it is one of those that pycomm is to be faster than.
         learns_from: what its weights follow: the batch of all ranks, or its rank's own share.
         most_off: how far weights may be off, of the way that they have gone. A rank that keeps its
             gradients is off by a tenth or more; AdamW moves weights whose gradient is nearly zero
             by what was rounded.
+        bubble: what its schedule leaves idle.
     """
 
     name: str
-    build: Callable[[Job], Training]
+    build: Build
     summary: str
+    parallel: Parallel
     competes: bool
     learns_from: Literal["whole", "share"]
     most_off: float
+    bubble: Bubble
+
+
+def no_bubble(ranks: int, microbatches: int) -> float:
+    """Return in which part of the time ranks idle that wait for nobody."""
+    return 0.0
 
 
 VARIANTS: dict[str, Variant] = {}
 """Every variant by name, in the order in which they take turns."""
 
-Build = Callable[[Job], Training]
-
 
 def variant(
     name: str,
     *,
+    parallel: Parallel = "data",
     competes: bool = False,
     learns_from: Literal["whole", "share"] = "whole",
     most_off: float = 1e-3,
+    bubble: Bubble = no_bubble,
 ) -> Callable[[Build], Build]:
     """Register the decorated function, which sets up a job; its docstring says what it is."""
 
     def register(build: Build) -> Build:
         summary = (build.__doc__ or "").strip().splitlines()[0]
-        VARIANTS[name] = Variant(name, build, summary, competes, learns_from, most_off)
+        VARIANTS[name] = Variant(
+            name, build, summary, parallel, competes, learns_from, most_off, bubble
+        )
         return build
 
     return register
+
+
+def variants_of(parallel: Parallel) -> dict[str, Variant]:
+    """Return those that share the samples, or those that share the model."""
+    return {name: v for name, v in VARIANTS.items() if v.parallel == parallel}
 
 
 def loop_step(
