@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from pycomm import _native
 from pycomm.errors import UnsupportedError
 from pycomm.parallel.flat_parameters import FlatParameters
+from pycomm.parallel.gradient_hooks import on_gradient
 from pycomm.parallel.layout import Place
 
 if TYPE_CHECKING:
@@ -69,17 +70,12 @@ class GradientExchange:
         ]
 
     def _hook(self) -> None:
-        # The model must not keep a dropped trainer's buffers alive, nor go on filling them.
-        weak = weakref.ref(self)
         for number, slot in enumerate(self.slots):
+            on_gradient(slot.place.parameter, self, partial(GradientExchange._ready, number=number))
 
-            def ready(_: torch.Tensor, number: int = number) -> None:
-                exchange = weak()
-                if exchange is not None and exchange.last:
-                    exchange.slots[number].collect()
-
-            handle = slot.place.parameter.register_post_accumulate_grad_hook(ready)
-            weakref.finalize(self, handle.remove)
+    def _ready(self, number: int) -> None:
+        if self.last:
+            self.slots[number].collect()
 
 
 class _Slot:

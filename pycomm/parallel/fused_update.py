@@ -123,26 +123,10 @@ class _Table:
             for piece, group in zip(parameters.pieces, groups)
             if piece.layout == number and piece.end > piece.begin
         ]
-        self.table = update.table(
-            [
-                update.Piece(
-                    _addresses(self.gradients, row.piece),
-                    _addresses(copies, row.piece),
-                    [],
-                    0,
-                    row.count,
-                    update.tail(
-                        row.piece.place.count, layout.dtype.itemsize, row.piece.begin, row.piece.end
-                    ),
-                )
-                for row in self.rows
-            ],
-            len(self.gradients),
-            len(copies),
-        )
-        self.nbytes = sum(row.count for row in self.rows) * layout.dtype.itemsize
-        self._states = len(self.gradients) + len(copies)
-        self._item = layout.dtype.itemsize
+        pieces = [row.addressed(self.gradients, copies) for row in self.rows]
+        self.table = update.table(pieces, len(self.gradients), len(copies))
+        self._states, self._item = len(self.gradients) + len(copies), layout.dtype.itemsize
+        self.nbytes = sum(row.count for row in self.rows) * self._item
         self._touched = (2 * len(self.gradients) + len(copies)) * mine.nbytes
         self.blocks = [-(-row.count // update.NORM_BLOCK) for row in self.rows]
         self.squares = np.empty(sum(self.blocks), np.float64)
@@ -237,6 +221,15 @@ class _Row:
     def __init__(self, piece: OwnPiece, group: int | None):
         self.piece, self.group = piece, group
         self.count = piece.end - piece.begin
+
+    def addressed(
+        self, gradients: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]
+    ) -> update.Piece:
+        """Return what the kernel is told of the piece, before there is any state."""
+        piece = self.piece
+        tail = update.tail(piece.place.count, copies[0].itemsize, piece.begin, piece.end)
+        own, others = _addresses(gradients, piece), _addresses(copies, piece)
+        return update.Piece(own, others, [], 0, self.count, tail)
 
 
 def _mine_first(comm: Communicator, flat: torch.Tensor) -> list[torch.Tensor]:

@@ -12,7 +12,6 @@ reduced in that order on all ranks. Source: Li et al., PyTorch Distributed (2020
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.bucket import Bucket, Slot, plan_buckets
 from pycomm.parallel.compression import Compression, Factory, Leftover, find_factory
 from pycomm.parallel.finite import is_finite
+from pycomm.parallel.gradient_hooks import on_gradient
 from pycomm.parallel.placement import common_device
 from pycomm.parallel.sparse import SparseGradient
 from pycomm.parallel.whole_gradient import WholeGradient
@@ -245,20 +245,9 @@ class Reducer:
 
     def _hook(self) -> None:
         for index, (_, parameter) in enumerate(self._parameters):
-            self._call(parameter, partial(Reducer._ready, index=index))
+            on_gradient(parameter, self, partial(Reducer._ready, index=index))
         for gradient in self._sparse:
-            self._call(gradient.parameter, Reducer._begin_pass)
-
-    def _call(self, parameter: nn.Parameter, ready: Callable[[Reducer], None]) -> None:
-        # The model must not keep a dropped reducer's buckets alive, nor go on filling them.
-        weak = weakref.ref(self)
-
-        def call(_: torch.Tensor) -> None:
-            if (reducer := weak()) is not None:
-                ready(reducer)
-
-        handle = parameter.register_post_accumulate_grad_hook(call)
-        weakref.finalize(self, handle.remove)
+            on_gradient(gradient.parameter, self, Reducer._begin_pass)
 
     def _ready(self, index: int) -> None:
         """Collect a gradient; reduce buckets that are full, in their order."""

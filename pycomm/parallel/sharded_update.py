@@ -214,13 +214,7 @@ def make_update(
         UnsupportedError: `share` on ranks that share no memory, or with an optimizer that cannot
             be given parts of parameters.
     """
-    if share and shard is False:
-        raise ArgumentError(f"rank {comm.rank}: share=True needs shards: leave out shard=False")
-    if compression is not None and (share or shard):
-        raise ArgumentError(
-            f"rank {comm.rank}: compression={compression!r} is for whole gradients: leave out "
-            "shard and share"
-        )
+    _check_shards(comm.rank, shard, share, compression)
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     divisible = optimizer is not None and _is_divisible(optimizer, trained)
     if share and not divisible:
@@ -248,6 +242,18 @@ def make_update(
         compression=compression,
         bucket_bytes=bucket_bytes,
     )
+
+
+def _check_shards(
+    rank: int, shard: bool | None, share: bool, compression: str | Factory | None
+) -> None:
+    if share and shard is False:
+        raise ArgumentError(f"rank {rank}: share=True needs shards: leave out shard=False")
+    if compression is not None and (share or shard):
+        raise ArgumentError(
+            f"rank {rank}: compression={compression!r} is for whole gradients: leave out "
+            "shard and share"
+        )
 
 
 def _is_divisible(

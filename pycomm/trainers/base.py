@@ -22,7 +22,8 @@ from pycomm.trainers.loss_scale import LossScale
 from pycomm.trainers.precision import forward_context
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
-from pycomm.trainers.report import Log, Meter, print_rows, state_bytes
+from pycomm.trainers.report import Log, Meter
+from pycomm.trainers.reported import Reported
 from pycomm.trainers.saved import Saved
 from pycomm.trainers.saving import Saving
 from pycomm.trainers.threads import share_cores
@@ -37,7 +38,7 @@ Weight = Callable[[Any], float]
 _logger = logging.getLogger(__name__)
 
 
-class Trainer(Saved):
+class Trainer(Saved, Reported):
     """The base of the trainers; a subclass says how a batch runs and how gradients are combined.
 
     Attributes:
@@ -178,6 +179,7 @@ class Trainer(Saved):
             ArgumentError: a value is out of range, or training stopped inside an epoch over other
                 data.
             MismatchError: ranks passed different values; raised on all.
+            UnsupportedError: a checkpoint cannot hold what compression leaves.
         """
         order = {"samples": len(dataset), "batch_size": batch_size, "seed": seed}
         saving = Saving(checkpoint, checkpoint_every, keep)
@@ -187,6 +189,8 @@ class Trainer(Saved):
         loader = Loader(dataset, workers, worker_context, seed)
         if self._pending:
             raise ArgumentError(self._pending_text("fit"))
+        if checkpoint is not None:
+            self.check_leftovers()
         if checkpoint is not None and self.comm.broadcast_object(exists(checkpoint), 0):
             self.load(checkpoint)
         loop.check_position(self, plan)
@@ -242,33 +246,6 @@ class Trainer(Saved):
                 sums += self._evaluate_batch(*batch, metrics)
         self.comm.all_reduce(sums)
         return means(sums, metrics)
-
-    def report(self) -> list[dict[str, Any]]:
-        """Return a row for each rank; every rank must call this.
-
-        Returns:
-            rank, samples_per_s, computing_s, communicating_s, idle_s, bytes_sent: of all `step`
-            and `fit` calls so far; state_bytes: of the optimizer's state on the rank; copy_bytes:
-            of copies for when a rank dies, if there are any; on a GPU gpu_bytes, see `gpu_memory`.
-        """
-        return self.comm.all_gather_object(self._row())
-
-    def print_report(self) -> None:
-        """Print `report` as a table on rank 0; every rank must call this."""
-        rows = self.report()
-        if self.comm.rank == 0:
-            print_rows(rows, remarks=self._remarks(rows))
-
-    def _row(self) -> dict[str, Any]:
-        """Return this rank's row of the report."""
-        return {**self.meter.row(), **self._memory()}
-
-    def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
-        """Return what is to be said below the rows."""
-        return []
-
-    def _memory(self) -> dict[str, int]:
-        return {"state_bytes": state_bytes(self.optimizer)}
 
     def add(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         """Add the gradient of a global batch, one of `group` that make a step; return its loss."""

@@ -26,6 +26,7 @@ from pycomm.parallel.sync_batch_norm import convert
 from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
+from pycomm.trainers.compressing import check_compression
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.pause import Pause
@@ -131,11 +132,7 @@ class DataParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
-        if compression is not None and precision == "fp16":
-            raise ArgumentError(
-                f"compression={compression!r} with precision='fp16': what is left over would have "
-                "another loss scale; use precision='bf16'"
-            )
+        check_compression(compression, precision)
         self._how: dict[str, Any] = {
             "bucket_bytes": bucket_bytes,
             "algorithm": algorithm,
@@ -265,13 +262,6 @@ class DataParallelTrainer(Trainer):
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self._way.restore(saved)
-
-    def _leftovers(self) -> dict[str, Any] | None:
-        return self._way.reducer.leftovers() if isinstance(self._way, WholeUpdate) else None
-
-    def _restore_leftovers(self, saved: list[dict[str, Any]]) -> None:
-        if isinstance(self._way, WholeUpdate):
-            self._way.reducer.restore(saved)
 
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         return describe(self.module)

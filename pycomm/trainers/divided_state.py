@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pycomm.mesh import Mesh
+from pycomm.parallel.replicate import copy_from_rank_0
 from pycomm.parallel.tensor import Division, full_tensor, take_shard
+from pycomm.trainers.saved import Saved
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -15,6 +18,46 @@ if TYPE_CHECKING:
 Divisions = Mapping[str, Division]
 State = dict[str, Any]
 """{"model": tensors by full name, "optimizer": see `optimizer_state`}."""
+
+
+class DividedState(Saved):
+    """What a rank of a mesh saves and loads: its stages, of their shards the whole tensors.
+
+    The first pipeline writes what all have.
+    """
+
+    mesh: Mesh
+    _compresses: bool
+    _divided: Divisions
+    _whole: dict[str, tuple[str, list[int]]]
+
+    def _part(self) -> State | None:
+        state = self._way.state()
+        if self.mesh.coords["dp"] > 0 or state is None:
+            return None
+        mine = {"model": self.module.state_dict(), "optimizer": state}
+        whole = whole_state(mine, self._divided, self.mesh["tp"])
+        return whole if self.mesh.coords["tp"] == 0 else None
+
+    def _mine(self, state: State) -> State:
+        return shard_state(state, self._divided, self.mesh.coords["tp"])
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self._way.restore(saved)
+
+    def _unsavable(self) -> str | None:
+        if not self._compresses or self.mesh.shape["tp"] == 1:
+            return None
+        return (
+            f"checkpoints are without a layout, but with tp={self.mesh.shape['tp']} compression "
+            "leaves parts of shards: use tp=1, or leave out compression= or the checkpoint"
+        )
+
+    def _expected(self) -> dict[str, tuple[str, list[int]]]:
+        return self._whole
+
+    def _share_buffers(self) -> None:
+        copy_from_rank_0(self.module, self.mesh["dp"], buffers_only=True)
 
 
 def whole_state(state: State, divided: Divisions, comm: Communicator) -> State:

@@ -13,40 +13,37 @@ import torch
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
-from pycomm.parallel.delivery import deliver
-from pycomm.parallel.idle import Times
 from pycomm.parallel.initial_values.fill import Init
-from pycomm.parallel.joined import joined
 from pycomm.parallel.pipeline import Pipeline
-from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_equal
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
-from pycomm.parallel.schedules.timeline import count_stages, idle_share, most_held
+from pycomm.parallel.schedules.timeline import count_stages, most_held
 from pycomm.parallel.sharded_update import make_update
 from pycomm.parallel.splitting.blocks import Leaves
 from pycomm.parallel.stages import Cutting, Given, Stages, state_ranks
-from pycomm.parallel.tensor import Plan, counted, divisions, tensor_parallel
+from pycomm.parallel.tensor import Plan, counted
 from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.divided_state import shard_state, whole_state
+from pycomm.trainers.compressing import check_compression
+from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
-from pycomm.trainers.idle_report import better_cut_remark, idle_remarks, pipeline_row
+from pycomm.trainers.idle_report import IdleReport
 from pycomm.trainers.microbatches import Microbatches, cut
-from pycomm.trainers.named_state import describe
 from pycomm.trainers.progress import BatchLoss
 from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
 from pycomm.trainers.report import Meter
+from pycomm.trainers.stages_here import stages_here
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 
-class ModelParallelTrainer(Trainer):
+class ModelParallelTrainer(DividedState, Trainer):
     """Train a model whose layers, and the neurons in them, are divided over ranks.
 
     The ranks are dp pipelines of pp stages, each stage on tp ranks: see `Mesh`. With a Communicator
@@ -152,9 +149,9 @@ class ModelParallelTrainer(Trainer):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
-        told = how.told()
-        check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, told[0]))
-        check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told[1:], memory_limit))
+        balance, *told = how.told()
+        check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, balance))
+        check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told, memory_limit))
         check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         check_equal(comm, "sequence, shard and share", (sequence, shard, share))
         if not isinstance(microbatches, int) or microbatches < 1:
@@ -164,46 +161,35 @@ class ModelParallelTrainer(Trainer):
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
         plan = self._build(microbatches)
         stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
-        whole = stages.whole
-        place_here = place(whole, comm, device or ("cpu" if stages.deferred else None))
-        check_same_model(whole, comm)
-        self._whole = describe(whole)
-        if tp.size > 1:
-            tensor_parallel(whole, tp, tensor_plan, sequence)
-        stages.build()
-        parts, self.split = stages.parts, stages.split
-        own = range(pp.rank, len(parts), pp.size)
-        stages.check_memory(memory_limit, own, state_ranks(dp, shard))
-        mine = joined([part.module for part in parts[pp.rank :: pp.size]])
-        self._divided = divisions(mine)
-        stages.fill(mine, self._divided, tp.rank, comm)
-        if dp.rank == 0 and not stages.deferred:
-            deliver(parts, pp)
-        copy_from_rank_0(mine, dp)
-        move(mine, comm, place_here)
+        owners = state_ranks(dp, shard)
+        here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
+        check_compression(compression, precision, here.ties)
+        self._compresses = compression is not None
+        self.split, self._whole, self._divided = here.split, here.whole, here.divided
         super().__init__(
-            mine,
+            here.module,
             optimizer,
             loss_fn,
             comm,
             accumulate=1,
             clip_norm=clip_norm,
             weight=weight,
-            device=place_here,
+            device=here.device,
             precision=precision,
             rates=rates,
             check_finite=check_finite,
         )
-        self.meter = Meter(comm, place_here, (dp, pp, tp))
-        on_gpu = place_here.type == "cuda"
-        self.pipeline = Pipeline(parts, pp, self._context, recompute, copy=on_gpu, everyone=comm)
-        self._times = Times()
-        self._randomness = Randomness(mine, comm, place_here, batch_dims)
-        self._tied = TiedWeights(stages.ties, mine, pp, lambda stage: stage % pp.size)
-        counts = {id(p) for name, p in counted(mine, tp) if self._tied.counts(name)}
+        self.meter = Meter(comm, self.device, (dp, pp, tp))
+        gpu = self.device.type == "cuda"
+        self.pipeline = Pipeline(here.parts, pp, self._context, recompute, copy=gpu, everyone=comm)
+        in_words = f"{schedule} of {microbatches} microbatches"
+        self._idle = IdleReport(in_words, plan, self.split)
+        self._randomness = Randomness(self.module, comm, self.device, batch_dims)
+        self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
+        counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
         self._way = make_update(
             self.optimizer,
-            mine,
+            self.module,
             dp,
             shard=shard,
             share=share,
@@ -237,14 +223,14 @@ class ModelParallelTrainer(Trainer):
             return mean * (weight / batch.weight * self._scale)
 
         self._way.expect(False)
-        at_tail = self._nothing if self._tied.here else self._expect_last
+        at_tail = (lambda: None) if self._tied.here else self._expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
         if self._tied.here:  # their sums are what the replicas reduce
             self._tied.sum_gradients()
             self._expect_last()
         self._way.backward_done()
         times = self.pipeline.times
-        self._times.add(times)
+        self._idle.add(times)
         self.meter.add(times.transferring_s, times.idle_s)
         value = self._sum(sum(mean.item() * weight for mean, weight in losses))
         return BatchLoss(value, batch.weight, batch.samples)
@@ -252,15 +238,21 @@ class ModelParallelTrainer(Trainer):
     def _expect_last(self) -> None:
         self._way.expect(True)
 
-    def _nothing(self) -> None:
-        """The backward passes at the pipeline's tail reduce nothing yet."""
-
     def _sum(self, value: float) -> float:
         """Return the sum of what the last stages of all pipelines have, on every rank."""
         pp, total = self.mesh["pp"], np.array([value], np.float64)
         if self.pipeline.last:
             self.mesh["dp"].all_reduce(total)
         return float(pp.broadcast(total, root=pp.size - 1)[0])
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return a row for each rank, see Trainer; every rank must call this.
+
+        Returns:
+            Also where the pipeline's time went, as docs/model_parallel.md says, and `better_cut`:
+            {"cuts", "speedup", "stages_s"}, or None, see `idle_report`.
+        """
+        return self._idle.explained(super().report())
 
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         batch = self._cut(inputs, targets)
@@ -278,34 +270,11 @@ class ModelParallelTrainer(Trainer):
     def _apply_gradients(self) -> None:
         self._way.step(1 / self._scale, self.clip_norm, self._accepts)
 
-    def _part(self) -> dict[str, Any] | None:
-        state = self._way.state()
-        if self.mesh.coords["dp"] > 0 or state is None:
-            return None
-        mine = {"model": self.module.state_dict(), "optimizer": state}
-        whole = whole_state(mine, self._divided, self.mesh["tp"])
-        return whole if self.mesh.coords["tp"] == 0 else None
-
-    def _mine(self, state: dict[str, Any]) -> dict[str, Any]:
-        return shard_state(state, self._divided, self.mesh.coords["tp"])
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self._way.restore(saved)
-
-    def _expected(self) -> dict[str, tuple[str, list[int]]]:
-        return self._whole
-
-    def _share_buffers(self) -> None:
-        copy_from_rank_0(self.module, self.mesh["dp"], buffers_only=True)
-
     def _row(self) -> dict[str, Any]:
-        ideal = idle_share(self._build(self._microbatches))
-        return {**super()._row(), **pipeline_row(self._times, ideal)}
+        return {**super()._row(), **self._idle.row()}
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
-        plan = f"{self._schedule.name} of {self._microbatches} microbatches"
-        better = better_cut_remark(rows, self.split, self._microbatches)
-        return [*idle_remarks(rows, plan), *better]
+        return self._idle.remarks(rows)
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""

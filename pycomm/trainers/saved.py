@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pycomm.errors import ArgumentError
+from pycomm.errors import ArgumentError, UnsupportedError
 from pycomm.parallel.replicate import on_every_rank
+from pycomm.parallel.sharded_update import Update
+from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers.checkpoint import Checkpoint, save
 from pycomm.trainers.named_state import random_state, restore_random
 from pycomm.trainers.progress import Progress
@@ -31,6 +33,7 @@ class Saved(ABC):
     accumulate: int
     progress: Progress
     _pending: int
+    _way: Update
 
     @abstractmethod
     def _part(self) -> dict[str, Any] | None:
@@ -46,11 +49,25 @@ class Saved(ABC):
 
     def _leftovers(self) -> Mapping[str, Any] | None:
         """Return what compression has left for later on this rank, by full name."""
-        return None
+        return self._way.reducer.leftovers() if isinstance(self._way, WholeUpdate) else None
 
     def _restore_leftovers(self, saved: list[dict[str, Any]]) -> None:
         """Take what was left on each rank when it was saved; nothing, without compression."""
-        del saved
+        if isinstance(self._way, WholeUpdate):
+            self._way.reducer.restore(saved)
+
+    def _unsavable(self) -> str | None:
+        """Return why what compression leaves cannot be in a checkpoint; None if it can."""
+        return None
+
+    def check_leftovers(self) -> None:
+        """Return if what compression leaves can be in a checkpoint.
+
+        Raises:
+            UnsupportedError: on every rank, if it cannot.
+        """
+        if (why := self._unsavable()) is not None:
+            raise UnsupportedError(f"rank {self.comm.rank}: {why}")
 
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
@@ -71,7 +88,9 @@ class Saved(ABC):
         Raises:
             ArgumentError: gradients are pending inside a group of `accumulate` batches.
             CommError: a rank could not write; raised on all, what was there before is kept.
+            UnsupportedError: compression leaves what cannot be saved, see `check_leftovers`.
         """
+        self.check_leftovers()
         if self._pending:
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
@@ -87,8 +106,11 @@ class Saved(ABC):
         Raises:
             ArgumentError: there is no checkpoint, it is damaged, or of another model; names the
                 first parameter that does not fit. Raised on every rank; nothing has changed.
+            UnsupportedError: it has leftovers of compression that this trainer cannot take.
         """
         saved = self._read(directory)  # nobody changes before everybody has read
+        if saved["leftovers"]:
+            self.check_leftovers()
         state, random = saved["part"], saved["random"]
         state = self._mine(state)
         self.module.load_state_dict(state["model"])

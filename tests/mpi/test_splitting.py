@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from itertools import product
 from math import prod
 
@@ -248,47 +247,6 @@ def test_a_model_that_cannot_be_split(comm) -> None:
 
     with pytest.raises(ArgumentError, match=r"Decides.forward cannot be traced at .*x.sum\(\) > 0"):
         pycomm.ModelParallelTrainer(Decides(), sgd, mse_loss, comm)
-
-
-class Busy(nn.Module):
-    """Takes a number of milliseconds, forward and back."""
-
-    def __init__(self, milliseconds: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-        self.seconds = milliseconds / 1000
-
-    def forward(self, x):
-        time.sleep(self.seconds)
-        return x * self.weight
-
-
-def test_the_report_tells_a_better_cut_and_it_gains_what_it_says(comm) -> None:
-    if comm.size != 2:
-        pytest.skip("for two ranks")
-    layers = [Busy(ms) for ms in (6, 6, 1, 1, 1, 1)]
-    x = torch.ones(6, 2)
-
-    def train(cuts: list[str]) -> tuple[float, list[str]]:
-        trainer = pycomm.ModelParallelTrainer(
-            copy.deepcopy(layers), sgd, mse_loss, comm, 6, cuts=cuts, balance=[6, 6, 1, 1, 1, 1]
-        )
-        seconds = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            trainer.step(x, x)
-            seconds.append(time.perf_counter() - begin)
-        return comm.all_reduce(torch.tensor([min(seconds)]))[0].item(), trainer._remarks(
-            trainer.report()
-        )
-
-    before, remarks = train(["2"])
-    (told,) = [remark for remark in remarks if "times as fast" in remark]
-    assert told.startswith("cuts=['1'] would be 1.")
-    gain = float(told.split(" would be ")[1].split()[0])
-    after, remarks = train(["1"])
-    assert not any("times as fast" in remark for remark in remarks)
-    assert before / after == pytest.approx(gain, rel=0.15)
 
 
 @pytest.mark.parametrize("given", [TiedLanguageModel, lambda: seeded(TiedLanguageModel)])

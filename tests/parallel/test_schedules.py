@@ -11,6 +11,7 @@ from pycomm.parallel.schedules.actions import Action, Backward, Forward, Weights
 from pycomm.parallel.schedules.picture import draw
 from pycomm.parallel.schedules.registry import SCHEDULES, find_schedule
 from pycomm.parallel.schedules.timeline import (
+    duration,
     equal_costs,
     idle_share,
     most_held,
@@ -194,3 +195,11 @@ def test_stages_on_a_rank() -> None:
         find_schedule("1f1b").stages_on_a_rank(2)
     with pytest.raises(ArgumentError, match="stages_per_rank=0 must be an integer ≥ 1"):
         find_schedule("interleaved").stages_on_a_rank(0)
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe", "zb-h1", "sequential"])
+def test_how_long_unequal_stages_take(name: str) -> None:
+    """Of one process 4 · 12; 1F1B has the second stage done whenever the first can go on."""
+    found = duration(find_schedule(name).build(2, 4, 1), [9.0, 3.0])
+    expected = {"1f1b": 36, "gpipe": 39, "zb-h1": 36, "sequential": 48}
+    assert found == pytest.approx(expected[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pycomm.errors import ArgumentError
@@ -79,6 +79,17 @@ def needs(action: Action, last: int) -> list[Action]:
 def count_stages(schedule: Schedule) -> int:
     """Return how many stages there are on all ranks."""
     return 1 + max(action.stage for row in schedule for action in row)
+
+
+def duration(schedule: Schedule, seconds: Sequence[float]) -> float:
+    """Return how long a batch takes where stages need different times for a microbatch.
+
+    Args:
+        seconds: of each stage, forward and backward together, divided as in `equal_costs`.
+    """
+    clocks = equal_costs(schedule)
+    rows = timeline(schedule, lambda action: clocks(action) * seconds[action.stage] / 3)
+    return max(row[-1].stop for row in rows)
 
 
 def idle_share(schedule: Schedule) -> float:
