@@ -13,13 +13,19 @@ import torch
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.deferred_batch_norm import RunningStatistics
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.idle import Times
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.joined import joined
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import (
+    check_equal,
+    check_same_model,
+    copy_from_rank_0,
+    on_every_rank,
+)
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -58,7 +64,7 @@ class ModelParallelTrainer(Trainer):
     flow through the stages as the schedule says; each one's loss is weighed by its share of the
     batch, so the gradient is that of the whole batch's mean loss. All stages start from the weights
     of rank 0, or if these have no memory yet, with the values that one process would give them. A
-    batch norm sees microbatches. Weights that several stages use stay equal.
+    batch norm normalises each microbatch by itself. Weights that several stages use stay equal.
 
     `step` takes this pipeline's share of the global batch, perhaps None: inputs on the first stage,
     targets on the last, the same on each rank of the stage; every rank may pass None for what it
@@ -107,6 +113,8 @@ class ModelParallelTrainer(Trainer):
         algorithm, bucket_bytes, compression, shard, share: of the replicas of a stage, see
             DataParallelTrainer.
         batch_dims: where the batch is in what modules drop from, see KeyedDropout.
+        deferred_batch_norm: running statistics of batch norms are those of the whole batch, over
+            all microbatches and replicas, instead of moving with every microbatch of each.
 
     Raises:
         ArgumentError: there are more stages than layers, the model cannot be traced, a cut goes
@@ -148,6 +156,7 @@ class ModelParallelTrainer(Trainer):
         init: Init | None = None,
         seed: int = 0,
         memory_limit: int | str | None = None,
+        deferred_batch_norm: bool = False,
     ):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
@@ -157,6 +166,7 @@ class ModelParallelTrainer(Trainer):
         check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told[1:], memory_limit))
         check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         check_equal(comm, "sequence, shard and share", (sequence, shard, share))
+        check_equal(comm, "deferred_batch_norm", deferred_batch_norm)
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
@@ -182,6 +192,11 @@ class ModelParallelTrainer(Trainer):
             deliver(parts, pp)
         copy_from_rank_0(mine, dp)
         move(mine, comm, place_here)
+        self._statistics = (
+            on_every_rank(comm, lambda: RunningStatistics(mine, dp))
+            if deferred_batch_norm
+            else None
+        )
         super().__init__(
             mine,
             optimizer,
@@ -237,6 +252,8 @@ class ModelParallelTrainer(Trainer):
             losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight * self._scale)
 
+        if self._statistics is not None:
+            self._statistics.begin()
         self._way.expect(False)
         at_tail = self._nothing if self._tied.here else self._expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
@@ -244,6 +261,8 @@ class ModelParallelTrainer(Trainer):
             self._tied.sum_gradients()
             self._expect_last()
         self._way.backward_done()
+        if self._statistics is not None:
+            self._statistics.commit()
         times = self.pipeline.times
         self._times.add(times)
         self.meter.add(times.transferring_s, times.idle_s)
