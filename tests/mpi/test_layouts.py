@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 import pycomm
+from pycomm.errors import ArgumentError
 from pycomm.parallel.schedules.registry import SCHEDULES
 from pycomm.trainers.checkpoint import Checkpoint
 from tests.training import adamw, sgd, shared_folder
@@ -152,3 +153,26 @@ def test_fit_and_evaluate_on_dicts(comm) -> None:
     single = pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, alone, 1)
     single.fit(data, epochs=2, batch_size=4, progress=False)
     assert found == pytest.approx([single.evaluate(data)["loss"]] * len(found), abs=1e-10)
+
+
+def test_a_cut_through_a_tie_that_cannot_be_resolved(comm) -> None:
+    if comm.size == 1:
+        pytest.skip("there is no cut")
+    model = everything()
+    del model.head.weight
+    model.head.weight = nn.Parameter(model.words.weight.detach().t())
+    mesh = pycomm.Mesh(comm, dp=None, pp=comm.size)
+    with pytest.raises(
+        ArgumentError, match=r"'words.weight' of shape \(11, 8\) in part 0 and 'head.weight' of"
+    ) as caught:
+        pycomm.ModelParallelTrainer(model, sgd, loss_fn, mesh)
+    assert "make them one" in str(caught.value)
+
+
+def test_more_stages_than_layers_in_every_pipeline(comm) -> None:
+    mesh = pycomm.Mesh(comm, dp=None, pp=2 if comm.size % 2 == 0 else comm.size)
+    stages = 20 * mesh.shape["pp"]
+    with pytest.raises(ArgumentError, match=f"layers cannot be split into {stages} parts"):
+        pycomm.ModelParallelTrainer(
+            everything(), sgd, loss_fn, mesh, 2, "interleaved", stages_per_rank=20
+        )
