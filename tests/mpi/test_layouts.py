@@ -176,3 +176,19 @@ def test_more_stages_than_layers_in_every_pipeline(comm) -> None:
         pycomm.ModelParallelTrainer(
             everything(), sgd, loss_fn, mesh, 2, "interleaved", stages_per_rank=20
         )
+
+
+def test_a_batch_that_cannot_be_cut_is_told_on_every_rank(comm) -> None:
+    def no_weight(targets) -> float:
+        raise ValueError("no weight")
+
+    inputs, targets = batch(6, 0)
+    uneven = {**inputs, "mask": inputs["mask"][:3]}
+    last = comm.size - 1
+    for x, weight, match in (
+        (uneven, None, r"rank 0: ArgumentError: the tensors of a batch have \[3, 6\] samples"),
+        (inputs, no_weight, f"rank {last}: ValueError: no weight"),
+    ):
+        trainer = pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, comm, weight=weight)
+        with pytest.raises(ArgumentError, match=match):
+            trainer.step(x, targets)
