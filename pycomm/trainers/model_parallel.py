@@ -163,7 +163,9 @@ class ModelParallelTrainer(Trainer):
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
         told = how.told()
         check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, told[0]))
-        check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told[1:], memory_limit))
+        check_equal(
+            comm, "cuts, leaves, inputs, sample, seed or memory_limit", (told[1:], memory_limit)
+        )
         check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         check_equal(comm, "sequence, shard and share", (sequence, shard, share))
         check_equal(comm, "deferred_batch_norm", deferred_batch_norm)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 import pycomm
-from pycomm.errors import ArgumentError
+from pycomm.errors import ArgumentError, MismatchError
 from pycomm.parallel.schedules.registry import SCHEDULES
 from pycomm.trainers.checkpoint import Checkpoint
 from tests.training import adamw, sgd, shared_folder
@@ -176,6 +176,14 @@ def test_more_stages_than_layers_in_every_pipeline(comm) -> None:
         pycomm.ModelParallelTrainer(
             everything(), sgd, loss_fn, mesh, 2, "interleaved", stages_per_rank=20
         )
+
+
+def test_a_sample_on_one_rank_only(comm) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank cannot differ")
+    sample = batch(2, 0)[0] if comm.rank == 0 else None
+    with pytest.raises(MismatchError, match="sample, seed or memory_limit differ: rank 0 has .*in"):
+        pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, comm, sample=sample)
 
 
 def test_a_batch_that_cannot_be_cut_is_told_on_every_rank(comm) -> None:
