@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pycomm.errors import UnsupportedError
+from pycomm.parallel.replicate import on_every_rank
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -59,21 +61,17 @@ class DeferredBatchNorm(_BatchNorm):
 
 
 class RunningStatistics:
-    """The deferred batch norms of this rank's part of a model, which they are converted to.
+    """The running statistics of this rank's deferred batch norms.
 
-    Every batch is between `begin` and `commit`. Batch norms without running statistics stay.
+    Every batch is between `begin` and `commit`.
 
     Args:
-        module: the part; its layers stay the same objects.
-        comm: the ranks that have the same part, and other samples.
-
-    Raises:
-        UnsupportedError: a batch norm is of a class of its own; nothing was changed.
+        layers: perhaps none.
+        comm: the ranks that have the same layers, and other samples.
     """
 
-    def __init__(self, module: nn.Module, comm: Communicator):
-        self._comm = comm
-        self.layers = convert(module)
+    def __init__(self, layers: Sequence[DeferredBatchNorm], comm: Communicator):
+        self.layers, self._comm = layers, comm
 
     def begin(self) -> None:
         """Forget what was seen."""
@@ -91,8 +89,22 @@ class RunningStatistics:
             layer.track(_together(rows.reshape(self._comm.size, 3, -1)))
 
 
-def convert(module: nn.Module) -> list[DeferredBatchNorm]:
-    """Make every BatchNorm1d, 2d and 3d of `module` a deferred one; return them."""
+def convert(module: nn.Module, comm: Communicator) -> list[DeferredBatchNorm]:
+    """Make the batch norms of a module deferred ones, and return them; every rank must call this.
+
+    They stay the same objects; those without running statistics stay as they are.
+
+    Args:
+        module: this rank's part of a model.
+        comm: the ranks of all parts.
+
+    Raises:
+        UnsupportedError: one is of a class of its own, on some rank; raised on all.
+    """
+    return [_deferred(layer) for layer in on_every_rank(comm, lambda: _found(module))]
+
+
+def _found(module: nn.Module) -> list[_BatchNorm]:
     layers = [
         (name, layer)
         for name, layer in module.named_modules()
@@ -105,7 +117,7 @@ def convert(module: nn.Module) -> list[DeferredBatchNorm]:
                 f"the end of a batch: let it be a torch.nn.BatchNorm2d, or leave out "
                 f"deferred_batch_norm=True"
             )
-    return [_deferred(layer) for _, layer in layers]
+    return [layer for _, layer in layers]
 
 
 def _deferred(layer: _BatchNorm) -> DeferredBatchNorm:

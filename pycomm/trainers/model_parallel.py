@@ -13,19 +13,14 @@ import torch
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
-from pycomm.parallel.deferred_batch_norm import RunningStatistics
+from pycomm.parallel.deferred_batch_norm import RunningStatistics, convert
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.idle import Times
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.joined import joined
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import (
-    check_equal,
-    check_same_model,
-    copy_from_rank_0,
-    on_every_rank,
-)
+from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -194,11 +189,7 @@ class ModelParallelTrainer(Trainer):
             deliver(parts, pp)
         copy_from_rank_0(mine, dp)
         move(mine, comm, place_here)
-        self._statistics = (
-            on_every_rank(comm, lambda: RunningStatistics(mine, dp))
-            if deferred_batch_norm
-            else None
-        )
+        self._statistics = RunningStatistics(convert(mine, comm) if deferred_batch_norm else [], dp)
         super().__init__(
             mine,
             optimizer,
@@ -254,8 +245,7 @@ class ModelParallelTrainer(Trainer):
             losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight * self._scale)
 
-        if self._statistics is not None:
-            self._statistics.begin()
+        self._statistics.begin()
         self._way.expect(False)
         at_tail = self._nothing if self._tied.here else self._expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
@@ -263,8 +253,7 @@ class ModelParallelTrainer(Trainer):
             self._tied.sum_gradients()
             self._expect_last()
         self._way.backward_done()
-        if self._statistics is not None:
-            self._statistics.commit()
+        self._statistics.commit()
         times = self.pipeline.times
         self._times.add(times)
         self.meter.add(times.transferring_s, times.idle_s)

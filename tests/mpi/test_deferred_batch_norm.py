@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 import pycomm
 from pycomm.errors import StageError, UnsupportedError
-from pycomm.parallel.deferred_batch_norm import RunningStatistics
+from pycomm.parallel.deferred_batch_norm import convert
 from pycomm.trainers.checkpoint import Checkpoint
 from tests.mpi.test_layouts import layouts
 from tests.training import CLASSES, images, samples, sgd, shared_folder
@@ -172,5 +172,5 @@ def test_norms_of_other_classes_cannot_wait(comm) -> None:
 
 def test_norms_without_running_statistics_stay(comm) -> None:
     norm = nn.BatchNorm1d(6, track_running_stats=False)
-    assert RunningStatistics(nn.Sequential(norm), comm).layers == []
+    assert convert(nn.Sequential(norm), comm) == []
     assert type(norm) is nn.BatchNorm1d
