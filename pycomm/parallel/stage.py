@@ -97,7 +97,7 @@ class Stage:
         deferred = self._defers(defer)
         with deferred or contextlib.nullcontext(), self._context(microbatch):
             given = self._call([{**taken, **contents}[name] for name in self.part.takes], deferred)
-            scalar = loss(microbatch, given[0]) if loss is not None else None
+            scalar = None if loss is None else _scalar(loss(microbatch, given[0]))
         changed = [name for name, entry in entries.items() if entry.was_changed]
         self._check_changes(changed)
         names = () if loss is not None else self.part.gives
@@ -196,6 +196,14 @@ class Stage:
                 f"an in-place operation changed {what} although backward needs it as it was: use "
                 f"the operation that is not in place, such as nn.ReLU() or x = x + y ({error})"
             ) from error
+
+
+def _scalar(loss: torch.Tensor | None) -> torch.Tensor | None:
+    if loss is not None and loss.numel() != 1:
+        raise UnsupportedError(
+            f"the loss has shape {tuple(loss.shape)}: return its mean over the samples, a scalar"
+        )
+    return loss
 
 
 def _copy(leaf: Any) -> Any:

@@ -26,6 +26,7 @@ from pycomm.parallel.splitting.reading import Model, read
 from pycomm.parallel.splitting.split import Choice, Split, assemble, choose
 from pycomm.parallel.tensor.division import Division, take_shard
 from pycomm.parallel.ties import Tie
+from pycomm.parallel.values import describe
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -58,7 +59,8 @@ class Cutting:
         leaves = [leaf if isinstance(leaf, str) else leaf.__name__ for leaf in self.leaves]
         balance = self.balance if isinstance(self.balance, str) else list(self.balance or ())
         cuts = None if self.cuts is None else list(self.cuts)
-        return balance, cuts, sorted(leaves), list(self.inputs or ()), self.seed
+        inputs, sample = list(self.inputs or ()), describe(self.sample)
+        return balance, cuts, sorted(leaves), inputs, sample, self.seed
 
 
 def check_replica_memory(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,18 +59,60 @@ def cut(
 
     Raises:
         ArgumentError: on every rank, if the first and last stage of a pipeline have different
-            numbers of samples.
+            numbers of samples, or on some rank the batch cannot be cut, or `weight` raises.
     """
-    xs = split(inputs, count) if mesh.coords["pp"] == 0 else []
-    ts = split(targets, count) if mesh.coords["pp"] == mesh.shape["pp"] - 1 else []
-    weights = [float(weight(t)) for t in ts]
-    total = math.fsum(weights) if all(0 <= w < math.inf for w in weights) else math.nan
-    sizes = [sum(map(count_samples, xs)), sum(map(count_samples, ts)), total]
-    everyone = mesh.comm.all_gather(np.array(sizes, np.float64))
+    mine, error = _Mine(), None
+    try:
+        mine.take(inputs, targets, mesh, count, weight)
+    except Exception as caught:  # whatever it is, the others must not wait for this rank
+        error = caught
+    everyone = mesh.comm.all_gather(np.array(_FAILED if error else mine.sizes(), np.float64))
+    if (everyone[:, 0] < 0).any():
+        _raise_failure(mesh, error)
     given, whole = _agreed(everyone, mesh)
     dp = mesh.coords["dp"]
     samples, first = given[dp], sum(given[:dp])
-    return Microbatches(samples, first, min(count, samples), whole, xs, ts, weights)
+    return Microbatches(
+        samples, first, min(count, samples), whole, mine.inputs, mine.targets, mine.weights
+    )
+
+
+_FAILED = (-1.0, -1.0, math.nan)
+"""What a rank tells instead of its sizes."""
+
+
+@dataclass
+class _Mine:
+    """What this rank has of a batch; see Microbatches."""
+
+    inputs: list[Any] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def take(
+        self, inputs: Any, targets: Any, mesh: Mesh, count: int, weight: Callable[[Any], float]
+    ) -> None:
+        """Cut what a stage needs."""
+        if mesh.coords["pp"] == 0:
+            self.inputs = split(inputs, count)
+        if mesh.coords["pp"] == mesh.shape["pp"] - 1:
+            self.targets = split(targets, count)
+        self.weights = [float(weight(t)) for t in self.targets]
+
+    def sizes(self) -> list[float]:
+        """Return the samples of inputs and of targets, and the weight; NaN if one cannot be."""
+        possible = all(0 <= w < math.inf for w in self.weights)
+        total = math.fsum(self.weights) if possible else math.nan
+        return [sum(map(count_samples, self.inputs)), sum(map(count_samples, self.targets)), total]
+
+
+def _raise_failure(mesh: Mesh, error: Exception | None) -> None:
+    texts = mesh.comm.all_gather_object(error and f"{type(error).__name__}: {error}")
+    failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+    raise ArgumentError(
+        f"the batch cannot be cut into microbatches (this is rank {mesh.comm.rank}): "
+        f"{'; '.join(failed)}"
+    ) from error
 
 
 def split(batch: Any, count: int) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.deferred_batch_norm import RunningStatistics, convert
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.pipeline import Pipeline
 from pycomm.parallel.replicate import check_equal
@@ -55,7 +56,7 @@ class ModelParallelTrainer(DividedState, Trainer):
     flow through the stages as the schedule says; each one's loss is weighed by its share of the
     batch, so the gradient is that of the whole batch's mean loss. All stages start from the weights
     of rank 0, or if these have no memory yet, with the values that one process would give them. A
-    batch norm sees microbatches. Weights that several stages use stay equal.
+    batch norm normalises each microbatch by itself. Weights that several stages use stay equal.
 
     `step` takes this pipeline's share of the global batch, perhaps None: inputs on the first stage,
     targets on the last, the same on each rank of the stage; every rank may pass None for what it
@@ -104,6 +105,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         algorithm, bucket_bytes, compression, shard, share: of the replicas of a stage, see
             DataParallelTrainer.
         batch_dims: where the batch is in what modules drop from, see KeyedDropout.
+        deferred_batch_norm: running statistics of batch norms are those of the whole batch, over
+            all microbatches and replicas, instead of moving with every microbatch of each.
 
     Raises:
         ArgumentError: there are more stages than layers, the model cannot be traced, a cut goes
@@ -145,15 +148,19 @@ class ModelParallelTrainer(DividedState, Trainer):
         init: Init | None = None,
         seed: int = 0,
         memory_limit: int | str | None = None,
+        deferred_batch_norm: bool = False,
     ):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
         balance, *told = how.told()
         check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, balance))
-        check_equal(comm, "cuts, leaves, inputs, seed or memory_limit", (told, memory_limit))
+        check_equal(
+            comm, "cuts, leaves, inputs, sample, seed or memory_limit", (told, memory_limit)
+        )
         check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
         check_equal(comm, "sequence, shard and share", (sequence, shard, share))
+        check_equal(comm, "deferred_batch_norm", deferred_batch_norm)
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
@@ -166,6 +173,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         check_compression(compression, precision, here.ties)
         self._compresses = compression is not None
         self.split, self._whole, self._divided = here.split, here.whole, here.divided
+        norms = convert(here.module, comm) if deferred_batch_norm else []
+        self._statistics = RunningStatistics(norms, dp)
         super().__init__(
             here.module,
             optimizer,
@@ -222,6 +231,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             losses.append((mean.detach(), weight))
             return mean * (weight / batch.weight * self._scale)
 
+        self._statistics.begin()
         self._way.expect(False)
         at_tail = (lambda: None) if self._tied.here else self._expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
@@ -229,6 +239,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             self._tied.sum_gradients()
             self._expect_last()
         self._way.backward_done()
+        self._statistics.commit()
         times = self.pipeline.times
         self._idle.add(times)
         self.meter.add(times.transferring_s, times.idle_s)

@@ -77,6 +77,10 @@ class Embedding(nn.Module):
         self.symbols = nn.Embedding(classes, width)
         self.positions = nn.Parameter(torch.empty(length, width))
         nn.init.normal_(self.symbols.weight, std=0.02)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the vectors of positions."""
         nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -188,6 +188,13 @@ def test_a_loss_that_fails(comm, schedule: str) -> None:
     )
 
 
+def test_a_loss_that_is_no_scalar(comm) -> None:
+    trainer = trained(comm, chain(comm))
+    trainer.loss_fn = lambda y, t: y
+    text = raised(comm, trainer)
+    assert "UnsupportedError: the loss has shape (2, 6): return its mean over the samples" in text
+
+
 def test_evaluation_that_fails(comm) -> None:
     trainer = trained(comm, chain(comm, lambda layer, x: layer(x[:, :3]), -1))
     data = torch.utils.data.TensorDataset(*samples(6, 0))

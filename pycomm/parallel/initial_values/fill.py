@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from pycomm.errors import ArgumentError
 
 Slot = tuple[dict[str, Any], str, torch.Tensor]
 """Where a module keeps a tensor: a dict, the key, and the tensor."""
+
+Own = tuple[str, nn.Module, list[Slot]]
+"""Full name, module, and where it keeps the tensors of its own."""
 
 Init = Callable[[str, nn.Module], None]
 """(full name, module) sets the module's own parameters and buffers, not those of its children."""
@@ -55,38 +59,76 @@ def missing_names(part: nn.Module) -> list[str]:
     return [name for name, tensor in named_tensors(part) if tensor.is_meta]
 
 
+def modules_of(model: nn.Module) -> list[Own]:
+    """Return the modules of a model on the meta device that have tensors of their own, in order."""
+    every = ((name, module, list(_own_slots(module))) for name, module in model.named_modules())
+    return [(name, module, slots) for name, module, slots in every if slots]
+
+
 def fill_by_modules(
-    model: nn.Module,
+    modules: Sequence[Own],
     part: nn.Module,
+    shard: Shard,
     init: Init | None = None,
     seed: int = 0,
 ) -> None:
     """Give a part of a model on the meta device the values that its modules set themselves.
 
-    The seed is set; then, in the order of `model.named_modules()`, every module that has tensors
-    of its own on the meta device gets memory and `init(name, module)`, or without that its own
-    `reset_parameters()`, is called. What is not in the part is dropped at once.
+    The seed is set; then every module gets memory for its own tensors, and `init(name, module)`, or
+    without that its own `reset_parameters()`, is called. What is not in the part is dropped at
+    once, and of a divided tensor all but the shard.
+
+    Args:
+        modules: of the whole model, see `modules_of`, before any layer was divided.
+        part: has tensors by the same full names.
+        shard: what is kept of each.
+        init, seed: as above.
 
     Raises:
         ArgumentError: there is no `init`, and a module has no `reset_parameters`.
     """
-    kept = {id(tensor) for _, _, tensor in _slots(part)}
-    values: dict[int, torch.Tensor] = {}
+    names = _names_by_id(modules, set(missing_names(part)))
+    uses = Counter(id(tensor) for _, _, slots in modules for _, _, tensor in slots)
+    shared: dict[int, torch.Tensor] = {}  # whole tensors that a later module initialises, too
+    built: dict[str, torch.Tensor] = {}
     torch.manual_seed(seed)
-    for name, module in model.named_modules():
-        slots = [slot for slot in _own_slots(module) if slot[2].is_meta]
-        if not slots:
-            continue
-        fresh = {id(t): values.get(id(t), torch.empty_like(t, device="cpu")) for _, _, t in slots}
-        _put(slots, fresh)
-        try:
-            with torch.no_grad():
-                _initialise(name, module, init)
-        finally:
-            for own, key, tensor in slots:
-                own[key] = tensor
-        values |= {key: tensor for key, tensor in fresh.items() if key in kept}
-    _put([slot for slot in _slots(part) if slot[2].is_meta], values)
+    for path, module, slots in modules:
+        for old, value in _initialised(path, module, slots, init, shared):
+            uses[old] -= 1
+            if uses[old] and names[old]:
+                shared[old] = value
+                continue
+            shared.pop(old, None)
+            built |= {name: shard(name, value) for name in names[old]}
+    fill_from(built, part, lambda name, value: value)
+
+
+def _names_by_id(modules: Sequence[Own], wanted: set[str]) -> dict[int, set[str]]:
+    """Return for the id of each tensor those of its full names that are wanted."""
+    names: dict[int, set[str]] = defaultdict(set)
+    for path, _, slots in modules:
+        for _, key, tensor in slots:
+            names[id(tensor)] |= {f"{path}.{key}".lstrip(".")} & wanted
+    return names
+
+
+def _initialised(
+    path: str,
+    module: nn.Module,
+    slots: list[Slot],
+    init: Init | None,
+    shared: Mapping[int, torch.Tensor],
+) -> list[tuple[int, torch.Tensor]]:
+    """Return what a module sets its own tensors to, by the ids of those on the meta device."""
+    fresh = {id(t): shared.get(id(t), torch.empty_like(t, device="cpu")) for _, _, t in slots}
+    _put(slots, fresh)
+    try:
+        with torch.no_grad():
+            _initialise(path, module, init)
+        return [(id(old), own[key].detach()) for own, key, old in slots]
+    finally:
+        for own, key, tensor in slots:
+            own[key] = tensor
 
 
 def _initialise(name: str, module: nn.Module, init: Init | None) -> None:

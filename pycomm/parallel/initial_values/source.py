@@ -17,12 +17,12 @@ from pycomm.parallel.initial_values.fill import (
     fill_from,
     has_memory,
     missing_names,
+    modules_of,
     named_tensors,
     without_memory,
 )
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.splitting.reading import Model, whole
-from pycomm.parallel.tensor.divided import divisions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ def source_of(
     model = whole(given)
     if has_memory(model):
         return Source(model, False, lambda part, shard: None)
-    return Source(model, True, lambda part, shard: _fill_by_modules(model, part, init, seed))
+    modules = modules_of(model)
+    return Source(
+        model, True, lambda part, shard: fill_by_modules(modules, part, shard, init, seed)
+    )
 
 
 def _from_factory(factory: Callable[[], Model]) -> Source:
@@ -96,11 +99,3 @@ def _check_built_again(
             f"the factory built {name!r} in another way the second time: it must do the same each "
             f"time it is called"
         )
-
-
-def _fill_by_modules(model: nn.Module, part: nn.Module, init: Init | None, seed: int) -> None:
-    if divisions(part):
-        raise ArgumentError(
-            "a model on the meta device cannot be divided by tensor parallelism: pass a factory"
-        )
-    fill_by_modules(model, part, init, seed)
