@@ -45,7 +45,8 @@ def read(
             raise ArgumentError(f"parameter {name!r} has no shape yet: run the model once before")
     if isinstance(root, nn.Sequential) and type(root).forward is nn.Sequential.forward:
         layers = layers_of(root)
-        if len(layers) >= stages and not any("." in cut for cut in cuts) and not leaves:
+        enough = len(layers) >= stages or not layers
+        if enough and not any("." in cut for cut in cuts) and not leaves:
             return chain(layers)
         inputs = None
     return trace(root, Blocks(root, leaves, cuts), inputs)
