@@ -83,7 +83,7 @@ def test_every_kernel_template_has_a_row(device):
 def test_competitors_compute_the_same(device, name):
     """Within what their own rounding, one after each addition, may differ."""
     kernel, size = kernels()[name], 65_536
-    if kernel.name in ("finite", "squares", "top_k"):
+    if kernel.name in ("finite", "squares", "top_k", "dropout"):
         pytest.skip("competitors return new arrays")
     sets = Sets(device, kernel.layout(size), 1 << 40, 2)
     kernel.prepare(sets)
