@@ -73,23 +73,31 @@ def test_nothing_is_lost_on_fewer_and_more_ranks(comm, tmp_path, method) -> None
     first.save(folder)
     expected = total(comm, first)
     assert any(part.any() for part in expected.values())
+    largest = max(comm.all_gather_object(largest_left(first)))
     fewer = comm.split(0 if comm.rank < (comm.size + 1) // 2 else None)
     if fewer is not None:
         some = make(fewer, method, 1)
         some.load(folder)
-        assert_close(total(fewer, some), expected)
+        assert_close(total(fewer, some), expected, largest)
         some.save(folder)
         fewer.close()
     comm.barrier()
     again = make(comm, method, 2, bucket_bytes=700)
     again.load(folder)
-    assert_close(total(comm, again), expected)
+    assert_close(total(comm, again), expected, largest)
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def largest_left(trainer) -> float:
+    parts = [e["residual"] for e in left(trainer).values()]
+    parts += [e["sums"]["residual"] for e in left(trainer).values() if "sums" in e]
+    return max(part.abs().max().item() for part in parts if part.numel())
+
+
+def assert_close(found: dict, expected: dict, largest: float) -> None:
+    """Residuals are float32, and those of ranks cancel: what is lost is of the largest of them."""
     assert found.keys() == expected.keys()
     for name, part in expected.items():
-        torch.testing.assert_close(found[name], part, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(found[name], part, rtol=1e-5, atol=2**-22 * largest)
 
 
 def test_checkpoints_without_leftovers_begin_with_none(comm, tmp_path) -> None:
