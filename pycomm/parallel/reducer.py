@@ -168,7 +168,8 @@ class Reducer:
 
     def _raise_not_finite(self) -> None:
         sparse = [g.name for g in self._sparse if not g.is_finite()]
-        names, self._not_finite = [*self._not_finite, *sparse], set()
+        found, self._not_finite = self._not_finite, set()
+        names = [name for name, _ in self._parameters if name in found] + sparse
         for work in self._works:
             work.wait()
         self._whole.raise_not_finite(names)
