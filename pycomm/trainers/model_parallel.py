@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
 from pycomm.trainers.report import Meter
 from pycomm.trainers.stages_here import stages_here
+from pycomm.trainers.weighted_loss import WeightedLoss
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -154,13 +156,15 @@ class ModelParallelTrainer(DividedState, Trainer):
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
         balance, *told = how.told()
-        check_equal(comm, "microbatches, schedule or balance", (microbatches, schedule, balance))
-        check_equal(
-            comm, "cuts, leaves, inputs, sample, seed or memory_limit", (told, memory_limit)
-        )
-        check_equal(comm, "stages_per_rank or recompute", (stages_per_rank, recompute))
-        check_equal(comm, "sequence, shard and share", (sequence, shard, share))
-        check_equal(comm, "deferred_batch_norm", deferred_batch_norm)
+        same = {
+            "microbatches, schedule or balance": (microbatches, schedule, balance),
+            "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
+            "stages_per_rank or recompute": (stages_per_rank, recompute),
+            "sequence, shard and share": (sequence, shard, share),
+            "deferred_batch_norm": deferred_batch_norm,
+        }
+        for what, value in same.items():
+            check_equal(comm, what, value)
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
@@ -191,8 +195,7 @@ class ModelParallelTrainer(DividedState, Trainer):
         self.meter = Meter(comm, self.device, (dp, pp, tp))
         gpu = self.device.type == "cuda"
         self.pipeline = Pipeline(here.parts, pp, self._context, recompute, copy=gpu, everyone=comm)
-        in_words = f"{schedule} of {microbatches} microbatches"
-        self._idle = IdleReport(in_words, plan, self.split)
+        self._idle = IdleReport(f"{schedule} of {microbatches} microbatches", plan, self.split)
         self._randomness = Randomness(self.module, comm, self.device, batch_dims)
         self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
         counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
@@ -221,33 +224,21 @@ class ModelParallelTrainer(DividedState, Trainer):
                 f"the weights of a batch with {batch.samples} samples on rank {self.comm.rank} add "
                 f"up to {batch.weight} over all ranks: they must be ≥ 0, and one of them positive"
             )
-        losses: list[tuple[torch.Tensor, float]] = []
-
-        def loss(microbatch: int, output: Any) -> torch.Tensor | None:
-            weight = batch.weights[microbatch]
-            if weight == 0:
-                return None
-            mean = self.loss_fn(output, batches.moved(batch.targets[microbatch], self.device))
-            losses.append((mean.detach(), weight))
-            return mean * (weight / batch.weight * self._scale)
-
+        loss = WeightedLoss(self.loss_fn, batch, self._scale, self.device)
         self._statistics.begin()
         self._way.expect(False)
-        at_tail = (lambda: None) if self._tied.here else self._expect_last
+        expect_last = partial(self._way.expect, True)
+        at_tail = (lambda: None) if self._tied.here else expect_last
         self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
         if self._tied.here:  # their sums are what the replicas reduce
             self._tied.sum_gradients()
-            self._expect_last()
+            expect_last()
         self._way.backward_done()
         self._statistics.commit()
         times = self.pipeline.times
         self._idle.add(times)
         self.meter.add(times.transferring_s, times.idle_s)
-        value = self._sum(sum(mean.item() * weight for mean, weight in losses))
-        return BatchLoss(value, batch.weight, batch.samples)
-
-    def _expect_last(self) -> None:
-        self._way.expect(True)
+        return BatchLoss(self._sum(loss.total), batch.weight, batch.samples)
 
     def _sum(self, value: float) -> float:
         """Return the sum of what the last stages of all pipelines have, on every rank."""

@@ -22,10 +22,11 @@ def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
     microbatches only. Source: Narayanan et al., PipeDream (2019) and its variant with flushes
     (Memory-Efficient Pipeline-Parallel DNN Training, 2021, figure 2).
     """
-    return [_row(rank, ranks - 1 - rank, microbatches) for rank in range(ranks)]
+    return [row_of(rank, ranks - 1 - rank, microbatches) for rank in range(ranks)]
 
 
-def _row(rank: int, ahead: int, microbatches: int) -> list[Action]:
+def row_of(rank: int, ahead: int, microbatches: int) -> list[Action]:
+    """Return what a rank does that is `ahead` forward passes ahead of its backward passes."""
     row: list[Action] = [Forward(rank, m) for m in range(min(ahead, microbatches))]
     for m in range(microbatches):
         if m + ahead < microbatches:

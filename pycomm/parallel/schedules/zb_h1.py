@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pycomm.parallel.schedules.actions import Action, Backward, Forward, Schedule, Weights
+from pycomm.parallel.schedules.actions import Action, Backward, Schedule, Weights
+from pycomm.parallel.schedules.one_f_one_b import row_of
 from pycomm.parallel.schedules.registry import schedule
 
 
@@ -23,16 +24,18 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
     something of at most min(p, m) microbatches: no more than the first stage of 1F1B. Source: Qi
     et al., Zero Bubble Pipeline Parallelism (2023), section 2.1 and figure 3.
     """
-    return [_row(rank, ranks - 1 - rank, microbatches) for rank in range(ranks)]
+    rows = [row_of(rank, ranks - 1 - rank, microbatches) for rank in range(ranks)]
+    return [_with_weights(rank, row) for rank, row in enumerate(rows)]
 
 
-def _row(rank: int, ahead: int, microbatches: int) -> list[Action]:
-    row: list[Action] = [Forward(rank, m) for m in range(min(ahead, microbatches))]
-    for m in range(microbatches):
-        if m + ahead < microbatches:
-            row.append(Forward(rank, m + ahead))
-        row.append(Backward(rank, m))
-        if m >= rank:
-            row.append(Weights(rank, m - rank))
-    left = range(max(microbatches - rank, 0), microbatches)
-    return row + [Weights(rank, m) for m in left]
+def _with_weights(rank: int, of_1f1b: list[Action]) -> list[Action]:
+    """Return a row of 1F1B in which the weights follow, `rank` backward passes behind."""
+    row: list[Action] = []
+    waiting: list[Action] = []
+    for action in of_1f1b:
+        row.append(action)
+        if isinstance(action, Backward):
+            waiting.append(Weights(rank, action.microbatch))
+            if len(waiting) > rank:
+                row.append(waiting.pop(0))
+    return row + waiting
