@@ -3,49 +3,95 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-Later = dict[torch.Tensor, list[Callable[[], torch.Tensor]]]
-"""For each parameter what computes the gradients that it has to get."""
+from pycomm.parallel.deferrable import CALLS, Call, Contribution, add
+
+Layers = list[tuple[nn.Module, str, type[Call]]]
+"""Layers, the method that does their work, and the call that can stand for it."""
+
+Run = Callable[[nn.Module, type[Call], torch.Tensor], torch.Tensor]
+"""Does a layer's work."""
 
 
-class DeferredWeights(TorchFunctionMode):
-    """Makes linear layers and convolutions that run in it leave their weights' gradients for later.
+def deferrable_layers(module: nn.Module) -> Layers:
+    """Return the layers whose weights' gradients can come later."""
+    return [
+        (layer, name, CALLS[method])
+        for layer in module.modules()
+        for name in ("forward", "product")
+        if name not in vars(layer) and (method := getattr(type(layer), name, None)) in CALLS
+    ]
 
-    In it, `linear` and `conv1d` to `conv3d` of a leaf weight compute what they always do, but
-    backward only passes the gradient on to their input, and keeps what the weight needs. Everything
-    else computes its gradients in `backward`; nothing reaches a parameter's `grad` before `finish`,
-    so its hooks are called once. Source: Qi et al., Zero Bubble Pipeline Parallelism (2023).
+
+@dataclass
+class _Kept:
+    """What a layer's weights need of one of its calls.
+
+    Attributes:
+        call: of the layer.
+        x: its input; None until it has been computed again.
+        version: of x when the layer saw it.
+        gradient: None until backward has come to it.
+    """
+
+    call: Call
+    x: Any
+    version: int
+    gradient: Any = None
+
+
+class DeferredWeights:
+    """A forward and a backward pass in which linear layers leave their weights for later.
+
+    In `forward`, layers that have a Call (`nn.Linear`, `nn.Conv1d` to `nn.Conv3d`) compute what
+    they always do, but backward only passes the gradient on to their input, and keeps what the
+    weight needs. A layer whose input needs no gradient has nothing to pass on and does not wait.
+    Source: Qi et al., Zero Bubble Pipeline Parallelism (2023).
 
     Args:
+        layers: see `deferrable_layers`.
         parameters: those that are trained.
+        recomputes: inputs of layers are not kept, but come in `again` before backward needs them.
     """
 
     AT_ONCE_BYTES = 1 << 18
     """Gradients are added to the parameters' when so many bytes are there: still in the caches."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor]):
-        super().__init__()
-        self._parameters = list(parameters)
-        self._later: Later = defaultdict(list)
+    def __init__(
+        self, layers: Layers, parameters: Sequence[torch.Tensor], recomputes: bool = False
+    ):
+        self._layers, self._parameters = layers, list(parameters)
+        self._recomputes = recomputes
+        self._without_x: list[_Kept] = []
+        self._complete: list[_Kept] = []
         self._now: list[torch.Tensor | None] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """Run `func`, or what stands for it."""
-        kwargs = kwargs or {}
-        replacement = _REPLACED.get(func)
-        if replacement is not None and torch.is_grad_enabled():
-            given = replacement[1](*args, **kwargs)
-            if given is not None:
-                return replacement[0].apply(self._later, *_cast(given))
-        return func(*args, **kwargs)
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Be around the forward pass."""
+        with _running(self._layers, self._first):
+            yield
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Be around the same pass once more, made only to have again what backward needs."""
+        calls = iter(self._without_x)
+
+        def once_more(layer: nn.Module, call: type[Call], x: torch.Tensor) -> torch.Tensor:
+            kept = next(calls)
+            kept.x, kept.version = x.detach(), x._version
+            return kept.call.run(x)[1]
+
+        with _running(self._layers, once_more):
+            yield
 
     def backward(
         self,
@@ -53,25 +99,99 @@ class DeferredWeights(TorchFunctionMode):
         gradients: Sequence[torch.Tensor | None],
         inputs: Sequence[torch.Tensor],
     ) -> None:
-        """Send the gradients of `roots` back as far as `inputs`, leaves that require gradients."""
-        leaves = [*self._parameters, *inputs]
-        if leaves:
-            found = torch.autograd.grad(roots, leaves, gradients, allow_unused=True)
-            self._now = list(found[: len(self._parameters)])
+        """Send the gradients of `roots` back as far as `inputs`, leaves that require gradients.
+
+        What waits reaches a parameter's `grad` in `finish`; with it all the rest where parameters
+        have hooks that are called when their gradient is there, so that they are called once.
+        """
+        with self.forward():  # for the model's own checkpoints
+            if not any(p._post_accumulate_grad_hooks for p in self._parameters):
+                torch.autograd.backward(roots, gradients)
+            elif leaves := [*self._parameters, *inputs]:
+                found = torch.autograd.grad(roots, leaves, gradients, allow_unused=True)
+                self._now = list(found[: len(self._parameters)])
 
     def finish(self) -> None:
         """Add the gradients of the weights to the parameters' `grad`."""
-        ready: dict[torch.Tensor, torch.Tensor] = {}
-        for parameter, now in zip(self._parameters, self._now):
-            with torch.no_grad():
-                later = [compute() for compute in self._later.pop(parameter, [])]
-                parts = [*([] if now is None else [now]), *later]
-                if parts:
-                    ready[parameter] = sum(parts[1:], parts[0])
+        later, ready = self._later(), dict[torch.Tensor, torch.Tensor]()
+        for parameter in self._parameters:
+            parts = later.pop(parameter, [])
+            if parts and _grows_in_place(parameter):
+                _sum(parts, parameter.grad)
+            elif parts:
+                ready[parameter] = _sum(parts)
             if sum(gradient.nbytes for gradient in ready.values()) > self.AT_ONCE_BYTES:
                 _accumulate(ready)
         _accumulate(ready)
-        self._now = []
+
+    def _first(self, layer: nn.Module, call: type[Call], x: torch.Tensor) -> torch.Tensor:
+        kept = _Kept(call(layer), None if self._recomputes else x.detach(), x._version)
+        if self._recomputes:
+            self._without_x.append(kept)
+        watched, y = kept.call.run(x)
+        watched.register_hook(partial(self._take, kept))
+        return y
+
+    def _take(self, kept: _Kept, gradient: torch.Tensor) -> None:
+        """Keep what backward brings, unless the other factor is no longer what it was."""
+        if kept.x is not None and kept.x._version != kept.version:
+            raise RuntimeError(
+                f"the input of a layer with a weight of shape {tuple(kept.call.weight.shape)} has "
+                f"been modified by an inplace operation since, and its gradient needs it as it was"
+            )
+        kept.gradient = gradient
+        self._complete.append(kept)
+
+    def _later(self) -> dict[torch.Tensor, list[Contribution]]:
+        """Return for each parameter what computes the gradients that it is to get."""
+        later = defaultdict[torch.Tensor, list[Contribution]](list)
+        for kept in self._complete:
+            for parameter, part in kept.call.contributions(kept.x, kept.gradient):
+                later[parameter].append(part)
+        for parameter, now in zip(self._parameters, self._now):
+            if now is not None:  # last: it may be the gradient of others, too, and must stay
+                later[parameter].append(partial(add, now))
+        self._without_x, self._complete, self._now = [], [], []
+        return later
+
+
+@contextmanager
+def _running(layers: Layers, run: Run) -> Iterator[None]:
+    """Have `run` do the work of layers."""
+    before = [vars(layer).get(name) for layer, name, _ in layers]
+    for layer, name, call in layers:
+        vars(layer)[name] = partial(_work, run, layer, name, call)
+    try:
+        yield
+    finally:
+        for (layer, name, _), method in zip(layers, before):
+            if method is None:
+                del vars(layer)[name]
+            else:
+                vars(layer)[name] = method
+
+
+def _work(
+    run: Run, layer: nn.Module, name: str, call: type[Call], input: torch.Tensor
+) -> torch.Tensor:
+    """Do a layer's work by `run` where a call can stand for it, else as the layer does."""
+    if torch.is_grad_enabled() and call.takes(layer, input):
+        return run(layer, call, input)
+    return getattr(type(layer), name)(layer, input)
+
+
+@torch.no_grad()
+def _sum(parts: Iterable[Contribution], total: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the sum of the parts, in `total` if there is one."""
+    for part in parts:
+        total = part(total)
+    return cast(torch.Tensor, total)
+
+
+def _grows_in_place(parameter: torch.Tensor) -> bool:
+    """Say whether `grad` can be added to without autograd, which would call hooks afterwards."""
+    grad, hooks = parameter.grad, parameter._post_accumulate_grad_hooks
+    return not hooks and grad is not None and grad.layout == torch.strided
 
 
 def _accumulate(ready: dict[torch.Tensor, torch.Tensor]) -> None:
@@ -79,102 +199,3 @@ def _accumulate(ready: dict[torch.Tensor, torch.Tensor]) -> None:
     if ready:
         torch.autograd.backward(list(ready), list(ready.values()))
         ready.clear()
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, later: Later, dtype: Any, x: Any, weight: Any, bias: Any) -> torch.Tensor:
-        ctx.later, ctx.dtype, ctx.weight, ctx.bias = later, dtype, weight, bias
-        ctx.save_for_backward(x)
-        return functional.linear(x, *_as(dtype, weight, bias))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        (x,), weight, bias, dtype = ctx.saved_tensors, ctx.weight, ctx.bias, ctx.dtype
-
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        ctx.later[weight].append(lambda: (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype))
-        if bias is not None and bias.requires_grad:
-            ctx.later[bias].append(lambda: rows.sum(0).to(bias.dtype))
-        back = gradient @ _as(dtype, weight)[0] if ctx.needs_input_grad[2] else None
-        return None, None, back, None, None
-
-
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, later: Later, dtype: Any, x: Any, weight: Any, bias: Any, *how: Any
-    ) -> torch.Tensor:
-        ctx.later, ctx.dtype, ctx.weight, ctx.bias, ctx.how = later, dtype, weight, bias, how
-        ctx.save_for_backward(x)
-        return torch.convolution(x, *_as(dtype, weight, bias), *how)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        (x,), weight, bias, dtype = ctx.saved_tensors, ctx.weight, ctx.bias, ctx.dtype
-        how = ctx.how
-        sizes = None if bias is None else list(bias.shape)
-
-        def halves(*wanted: bool) -> tuple:
-            kernel = _as(dtype, weight)[0]
-            return torch.ops.aten.convolution_backward(gradient, x, kernel, sizes, *how, wanted)
-
-        ctx.later[weight].append(lambda: halves(False, True, False)[1].to(weight.dtype))
-        if bias is not None and bias.requires_grad:
-            ctx.later[bias].append(lambda: halves(False, False, True)[2].to(bias.dtype))
-        back = halves(True, False, False)[0] if ctx.needs_input_grad[2] else None
-        return None, None, back, *[None] * (2 + len(how))
-
-
-def _linear(input: Any, weight: Any, bias: Any = None) -> tuple | None:
-    return (input, weight, bias) if _is_leaf(weight, bias) else None
-
-
-def _convolution(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> tuple | None:
-    dimensions = weight.dim() - 2
-    if isinstance(padding, str) or not _is_leaf(weight, bias) or input.dim() != weight.dim():
-        return None
-
-    def each(number: Any) -> list[int]:
-        numbers = [number] if isinstance(number, int) else list(number)
-        return numbers * dimensions if len(numbers) == 1 else numbers
-
-    how = each(stride), each(padding), each(dilation), False, [0] * dimensions, groups
-    return input, weight, bias, *how
-
-
-_REPLACED: dict[Any, tuple[type[torch.autograd.Function], Callable[..., tuple | None]]] = {
-    functional.linear: (_Linear, _linear),
-    functional.conv1d: (_Convolution, _convolution),
-    functional.conv2d: (_Convolution, _convolution),
-    functional.conv3d: (_Convolution, _convolution),
-}
-"""By function: what stands for it, and what makes its arguments, or None where nothing can."""
-
-
-def _is_leaf(weight: Any, bias: Any) -> bool:
-    """Say whether gradients of a weight and a bias can be added to their `grad` directly."""
-    plain = weight.requires_grad and weight.is_leaf
-    return plain and (bias is None or bias.is_leaf)
-
-
-def _cast(given: tuple) -> tuple:
-    """Return the narrow dtype that autocast asks for, or None, and the arguments in it."""
-    x, *rest = given
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return None, x, *rest
-    dtype = torch.get_autocast_dtype(kind)
-    return dtype, x.to(dtype), *rest
-
-
-def _as(dtype: torch.dtype | None, *tensors: torch.Tensor | None) -> list[Any]:
-    return [t if t is None or dtype is None else t.to(dtype) for t in tensors]

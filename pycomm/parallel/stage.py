@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from pycomm.errors import UnsupportedError
-from pycomm.parallel.deferred import DeferredWeights
+from pycomm.parallel.deferred import DeferredWeights, deferrable_layers
 from pycomm.parallel.entry import Entry
 from pycomm.parallel.parts import INPUT, Part
 from pycomm.parallel.traffic import Gradients
@@ -69,6 +69,7 @@ class Stage:
     ):
         self.number, self.part = number, part
         self._shared, self._context, self._recompute = shared, context, recompute
+        self._deferrable = deferrable_layers(part.module)
         self.reset()
         self.most_held = 0
 
@@ -95,7 +96,8 @@ class Stage:
         entries = {name: Entry(value) for name, value in taken.items() if name != INPUT}
         contents = {name: entry.content for name, entry in entries.items()}
         deferred = self._defers(defer)
-        with deferred or contextlib.nullcontext(), self._context(microbatch):
+        deferring = contextlib.nullcontext() if deferred is None else deferred.forward()
+        with deferring, self._context(microbatch):
             given = self._call([{**taken, **contents}[name] for name in self.part.takes], deferred)
             scalar = None if loss is None else _scalar(loss(microbatch, given[0]))
         changed = [name for name, entry in entries.items() if entry.was_changed]
@@ -158,17 +160,19 @@ class Stage:
             return self.part.module(*walk(arguments, _copy))
 
         def contexts() -> tuple[Any, Any]:
-            again = deferred or contextlib.nullcontext()
+            again = contextlib.nullcontext() if deferred is None else deferred.again()
             return contextlib.nullcontext(), _both(again, _same_buffers(self.part.module))
 
-        return checkpoint(on_copies, *arguments, use_reentrant=False, context_fn=contexts)
+        with set_checkpoint_early_stop(deferred is None):  # the last layer wants its input, too
+            return checkpoint(on_copies, *arguments, use_reentrant=False, context_fn=contexts)
 
     def _defers(self, defer: bool) -> DeferredWeights | None:
-        parameters = [p for p in self.part.module.parameters() if p.requires_grad]
-        hooked = any(p._backward_hooks for p in parameters)  # they want to see the whole gradient
-        if not defer or hooked or not torch.is_grad_enabled():
+        if not defer or not torch.is_grad_enabled():
             return None
-        return DeferredWeights(parameters)
+        parameters = [p for p in self.part.module.parameters() if p.requires_grad]
+        if any(p._backward_hooks for p in parameters):  # they want to see the whole gradient
+            return None
+        return DeferredWeights(self._deferrable, parameters, self._recompute)
 
     def _check_changes(self, changed: Iterable[str]) -> None:
         for name in changed:

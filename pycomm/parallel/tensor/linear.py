@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pycomm.parallel.deferrable import LinearCall, LinearCallWithoutBias, computed_by
 from pycomm.parallel.tensor import operations
 from pycomm.parallel.tensor.divided import Divided
 from pycomm.parallel.tensor.division import Division
@@ -81,8 +82,13 @@ class ColumnLinear(Divided):
         """Return this rank's outputs, or those of all."""
         if not self._entered:
             x = self.edge.enter(x)
-        y = functional.linear(x, self.weight, self.bias)
+        y = self.product(x)
         return operations.gather(y, self.edge.comm, -1, self._counts) if self._gathers else y
+
+    @computed_by(LinearCall)
+    def product(self, input: torch.Tensor) -> torch.Tensor:
+        """Return this rank's outputs of the whole input."""
+        return functional.linear(input, self.weight, self.bias)
 
 
 class RowLinear(Divided):
@@ -125,5 +131,10 @@ class RowLinear(Divided):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return all outputs, or with a `sequence_dim`, this rank's part of that."""
-        y = self.edge.leave(functional.linear(x, self.weight))
+        y = self.edge.leave(self.product(x))
         return y if self.bias is None else y + self.edge.replicated(self.bias)
+
+    @computed_by(LinearCallWithoutBias)
+    def product(self, input: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of the sum."""
+        return functional.linear(input, self.weight)
