@@ -98,28 +98,30 @@ class DeferredWeights:
         roots: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor | None],
         inputs: Sequence[torch.Tensor],
+        last: bool,
     ) -> None:
         """Send the gradients of `roots` back as far as `inputs`, leaves that require gradients.
 
-        What waits reaches a parameter's `grad` in `finish`; with it all the rest where parameters
-        have hooks that are called when their gradient is there, so that they are called once.
+        What does not wait is added to the parameters' `grad` now. With `last` all is added in
+        `finish`, so that hooks of parameters are then called once, with what is final.
         """
         with self.forward():  # for the model's own checkpoints
-            if not any(p._post_accumulate_grad_hooks for p in self._parameters):
+            if not last:
                 torch.autograd.backward(roots, gradients)
             elif leaves := [*self._parameters, *inputs]:
                 found = torch.autograd.grad(roots, leaves, gradients, allow_unused=True)
                 self._now = list(found[: len(self._parameters)])
 
     def finish(self) -> None:
-        """Add the gradients of the weights to the parameters' `grad`."""
+        """Add the gradients of the weights to the parameters' `grad`, and call their hooks."""
         later, ready = self._later(), dict[torch.Tensor, torch.Tensor]()
-        for parameter in self._parameters:
-            parts = later.pop(parameter, [])
-            if parts and _grows_in_place(parameter):
-                _sum(parts, parameter.grad)
-            elif parts:
-                ready[parameter] = _sum(parts)
+        for parameter in filter(later.__contains__, self._parameters):
+            grad = parameter.grad
+            if grad is not None and grad.layout == torch.strided:
+                _sum(later.pop(parameter), grad)
+                _call_hooks(parameter)
+                continue
+            ready[parameter] = _sum(later.pop(parameter))
             if sum(gradient.nbytes for gradient in ready.values()) > self.AT_ONCE_BYTES:
                 _accumulate(ready)
         _accumulate(ready)
@@ -188,10 +190,10 @@ def _sum(parts: Iterable[Contribution], total: torch.Tensor | None = None) -> to
     return cast(torch.Tensor, total)
 
 
-def _grows_in_place(parameter: torch.Tensor) -> bool:
-    """Say whether `grad` can be added to without autograd, which would call hooks afterwards."""
-    grad, hooks = parameter.grad, parameter._post_accumulate_grad_hooks
-    return not hooks and grad is not None and grad.layout == torch.strided
+def _call_hooks(parameter: torch.Tensor) -> None:
+    """Call those that autograd calls when it has added to `grad`."""
+    for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+        hook(parameter)
 
 
 def _accumulate(ready: dict[torch.Tensor, torch.Tensor]) -> None:

@@ -120,6 +120,7 @@ class Pipeline:
         self._traffic = Traffic(self._comm, self._routes, self.times, self._copy)
         self._inputs, self._loss = inputs, loss
         self._deferring = {(a.stage, a.microbatch) for a in actions if isinstance(a, Weights)}
+        self._last_back = {a.stage: a.microbatch for a in actions if isinstance(a, Backward)}
         self._failure: Failure | None = None
         self._error: Exception | None = None
         for stage in self.stages.values():
@@ -150,7 +151,8 @@ class Pipeline:
         gradients = self._traffic.take_gradients(number, microbatch)
         self._note([gradients])
         above = None if isinstance(gradients, Failure) or number == self._count - 1 else gradients
-        passed = self._attempt(action, lambda: stage.backward(microbatch, above))
+        last = self._last_back[number] == microbatch
+        passed = self._attempt(action, lambda: stage.backward(microbatch, above, last))
         self._traffic.give_gradients(number, microbatch, passed)
 
     def _note(self, items: Iterable[Any]) -> None:

@@ -111,12 +111,15 @@ class Stage:
             self.most_held = max(self.most_held, len(self._kept) + len(self._deferred))
         return values
 
-    def backward(self, microbatch: int, gradients: Gradients | None) -> dict[str, Gradients]:
+    def backward(
+        self, microbatch: int, gradients: Gradients | None, last: bool
+    ) -> dict[str, Gradients]:
         """Send gradients back.
 
         Args:
             microbatch: its number.
             gradients: of what the stage gave, in that order; None on the last one.
+            last: whether no microbatch comes back after this one.
 
         Returns:
             By name of a value that it took, the gradients of the tensors that learn.
@@ -130,7 +133,7 @@ class Stage:
         if gradients is not None:
             pairs = [(root, gradient) for root, gradient in pairs if gradient is not None]
         if pairs:
-            self._differentiate(kept, [root for root, _ in pairs], [grad for _, grad in pairs])
+            self._differentiate(kept, [r for r, _ in pairs], [g for _, g in pairs], last)
         if kept.deferred is not None:
             self._deferred[microbatch] = kept.deferred
         return {name: entry.gradients() for name, entry in kept.entries.items()}
@@ -183,14 +186,18 @@ class Stage:
                 )
 
     def _differentiate(
-        self, kept: _Kept, roots: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
+        self,
+        kept: _Kept,
+        roots: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+        last: bool,
     ) -> None:
         try:
             if kept.deferred is None:
                 torch.autograd.backward(roots, gradients)
             else:
                 keys = [key for entry in kept.entries.values() for key in entry.keys]
-                kept.deferred.backward(roots, gradients, keys)
+                kept.deferred.backward(roots, gradients, keys, last)
         except RuntimeError as error:
             if "inplace operation" not in str(error):
                 raise

@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from pycomm.parallel.deferred import DeferredWeights, deferrable_layers
 
 
-def both(model: nn.Module, x: torch.Tensor, waiting: int, autocast: bool = False):
+def both(
+    model: nn.Module, x: torch.Tensor, waiting: int, autocast: bool = False, last: bool = False
+):
     """Return the gradients of input and parameters, of autograd and in two halves.
 
     Between them `waiting` weights must have none.
@@ -29,7 +31,7 @@ def both(model: nn.Module, x: torch.Tensor, waiting: int, autocast: bool = False
     x.register_hook(received.append)
     with deferred.forward(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = model(x)
-    deferred.backward([y], [seed], [x])
+    deferred.backward([y], [seed], [x], last)
     assert sum(p.dim() > 1 and p.grad is None for p in trained) == waiting
     deferred.finish()
     return expected, [received[0], *(p.grad for p in model.parameters())]
@@ -50,11 +52,14 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_gradients_are_those_of_autograd(name: str) -> None:
+def test_the_gradients_are_those_of_autograd(name: str, last: bool) -> None:
     torch.manual_seed(0)
     build, shape, waiting = MODELS[name]
-    expected, got = both(build().double(), torch.randn(shape).double(), waiting)
+    model = build().double()
+    waiting = sum(p.dim() > 1 for p in model.parameters()) if last else waiting
+    expected, got = both(model, torch.randn(shape).double(), waiting, last=last)
     for one, other in zip(expected, got):
         assert (one - other).norm() <= 1e-12 * max(one.norm(), 1e-3)
 
@@ -81,12 +86,12 @@ def test_frozen_weights_and_biases() -> None:
             assert (one - other).norm() <= 1e-12 * one.norm()
 
 
-def halves(model: nn.Module, x: torch.Tensor) -> DeferredWeights:
+def halves(model: nn.Module, x: torch.Tensor, last: bool = False) -> DeferredWeights:
     """Run both passes but for the weights' half, from a seed of ones."""
     deferred = DeferredWeights(deferrable_layers(model), list(model.parameters()))
     with deferred.forward():
         y = model(x)
-    deferred.backward([y], [torch.ones_like(y)], [x])
+    deferred.backward([y], [torch.ones_like(y)], [x], last)
     return deferred
 
 
@@ -107,10 +112,12 @@ def test_hooks_are_called_once_with_the_whole_gradient() -> None:
     model = nn.Sequential(layer, Squared(layer.weight))
     layer.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
     x = torch.randn(3, 2).double().requires_grad_()
-    halves(model, x).finish()
+    halves(model, x, last=True).finish()
+    halves(model, x, last=True).finish()
     model(x).sum().backward()
-    assert len(seen) == 2
-    assert (seen[1] - 2 * seen[0]).norm() <= 1e-12 * seen[0].norm()
+    assert len(seen) == 3
+    for times, gradient in enumerate(seen, 1):
+        assert (gradient - times * seen[0]).norm() <= 1e-12 * gradient.norm()
 
 
 class Squared(nn.Module):
@@ -179,7 +186,7 @@ def test_recomputed_inputs() -> None:
     assert [kept.x for kept in deferred._without_x] == [None, None]
     with deferred.again():
         model(x)
-    deferred.backward([y], [torch.ones_like(y)], [x])
+    deferred.backward([y], [torch.ones_like(y)], [x], last=False)
     deferred.finish()
     expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
     for one, parameter in zip(expected, model.parameters()):
