@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -103,6 +103,7 @@ class Pipeline:
         Raises:
             StageError: a stage has failed, here or on another rank; raised on all.
         """
+        actions = list(_in_one(actions))
         self._begin(actions, inputs, loss)
         for action in actions:
             if isinstance(action, Forward):
@@ -197,6 +198,18 @@ class Pipeline:
         if failed[0]:
             texts = self._everyone.all_gather_object(self._failure and self._failure.text)
             raise StageError("; ".join(dict.fromkeys(filter(None, texts)))) from error
+
+
+def _in_one(actions: Sequence[Action]) -> Iterator[Action]:
+    """Leave out weights that follow their backward pass on stage 0, where no rank waits for it.
+
+    It then does both in one pass, which takes less time than two halves.
+    """
+    before: Action | None = None
+    for action in actions:
+        if not (isinstance(action, Weights) and before == Backward(0, action.microbatch)):
+            yield action
+        before = action
 
 
 _DOING = {Forward: "forward pass", Backward: "backward pass", Weights: "weights' gradients"}

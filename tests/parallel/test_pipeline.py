@@ -10,6 +10,7 @@ from torch import nn
 
 import pycomm
 from pycomm.errors import ArgumentError
+from pycomm.parallel.deferred import DeferredWeights
 from pycomm.parallel.partition import cut
 from pycomm.parallel.parts import INPUT, OUTPUT, Part
 from pycomm.parallel.pipeline import Pipeline
@@ -26,6 +27,9 @@ def pipeline(*layers: nn.Module, stages: int = 1, **options) -> Pipeline:
 
 
 def row(name: str, microbatches: int, stages: int = 1):
+    """Return what one rank does; of ZB-H1 what the last of two does, which has weights wait."""
+    if name == "zb-h1":
+        return [type(a)(0, a.microbatch) for a in SCHEDULES[name].build(2, microbatches, 1)[1]]
     return SCHEDULES[name].build(1, microbatches, stages)[0]
 
 
@@ -105,6 +109,19 @@ def test_hooks_of_parameters_fire_once_a_microbatch(schedule: str, recompute: bo
     assert calls == {"weight": 3, "norm.weight": 3, "norm.bias": 3}
     for p, gradient in zip(model.parameters(), expected):
         assert (p.grad - gradient).norm() <= 1e-12 * gradient.norm()
+
+
+def test_weights_that_follow_at_once_on_the_first_stage_are_not_split(monkeypatch) -> None:
+    """Nobody waits for the gradient of its inputs."""
+    finished = []
+    monkeypatch.setattr(DeferredWeights, "finish", lambda self: finished.append(self))
+    model, x = nn.Sequential(nn.Linear(3, 2)), torch.ones(2, 3, requires_grad=True)
+    first = SCHEDULES["zb-h1"].build(2, 2, 1)[0]
+    pipeline(*model).run(first, x.split(1), lambda m, y: y.sum())
+    assert finished == []
+    assert model[0].weight.grad is not None
+    pipeline(*model).run(row("zb-h1", 2), x.split(1), lambda m, y: y.sum())
+    assert len(finished) == 2
 
 
 def test_a_hook_on_a_gradient_sees_the_whole_of_it_once() -> None:
