@@ -1,4 +1,8 @@
-"""Data, pipeline and tensor parallelism in any product give the weights of one process."""
+"""Data, pipeline and tensor parallelism in any product give the weights of one process.
+
+Models have layers, heads and neurons enough for all ranks to be stages, or one tensor-parallel
+group. On 8 ranks, for which `make test-slow` runs this, that is every product of 8.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,15 @@ def layouts(ranks: int) -> list[dict[str, int]]:
     return [dict(zip(("dp", "pp", "tp"), sizes)) for sizes in every if prod(sizes) == ranks]
 
 
-def gpt() -> torch.nn.Sequential:
+def built(comm) -> torch.nn.Sequential:
+    """Return a model with values from the current random state."""
+    width, blocks = 3 * comm.size, max(3, comm.size - 2)
+    return models.gpt(TASK, width=width, blocks=blocks, heads=width).double()
+
+
+def gpt(comm) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    return models.gpt(TASK, width=12, blocks=3, heads=12).double()
+    return built(comm)
 
 
 def tokens(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,9 +95,9 @@ def test_every_layout_gives_the_weights_of_one_process(
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
         trainer = pycomm.ModelParallelTrainer(
-            gpt(), optimizer, loss_fn, mesh, microbatches=2, clip_norm=clip_norm
+            gpt(comm), optimizer, loss_fn, mesh, microbatches=2, clip_norm=clip_norm
         )
-        reference = gpt()
+        reference = gpt(comm)
         single = optimizer(list(reference.named_parameters()))
         for k, size in enumerate(SIZES):
             x, t = tokens(size, k)
@@ -103,11 +113,11 @@ def test_every_layout_gives_the_weights_of_one_process(
 
 def test_a_checkpoint_goes_on_in_any_other_layout(comm, tmp_path) -> None:
     folder = shared_folder(comm, tmp_path)
-    reference = gpt()
+    reference = gpt(comm)
     single = adamw(list(reference.named_parameters()))
     for k, layout in enumerate(layouts(comm.size)):
         mesh = pycomm.Mesh(comm, **layout)
-        trainer = pycomm.ModelParallelTrainer(gpt(), adamw, loss_fn, mesh, microbatches=2)
+        trainer = pycomm.ModelParallelTrainer(gpt(comm), adamw, loss_fn, mesh, microbatches=2)
         if k:
             trainer.load(folder)
         x, t = tokens(8, k)
@@ -123,7 +133,7 @@ def test_fit_and_evaluate_count_every_sample_once(comm) -> None:
     results = []
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
-        trainer = pycomm.ModelParallelTrainer(gpt(), sgd, loss_fn, mesh, microbatches=3)
+        trainer = pycomm.ModelParallelTrainer(gpt(comm), sgd, loss_fn, mesh, microbatches=3)
         last = trainer.fit(data, epochs=2, batch_size=4, progress=False)
         result = trainer.evaluate(data, batch_size=3, metrics={"two": lambda y, t: 2.0})
         assert result["count"] == 11 and result["metrics"] == {"two": 2.0}
@@ -156,49 +166,50 @@ def test_a_layout_that_is_not_the_number_of_ranks(comm) -> None:
         pycomm.Mesh(comm, dp=comm.size, pp=2)
 
 
-def dropping() -> torch.nn.Sequential:
+def dropping(comm) -> torch.nn.Sequential:
     """Return layers that drop: attention, activations and feed-forward."""
     torch.manual_seed(0)
+    width = 3 * comm.size
     layers = [
-        torch.nn.TransformerEncoderLayer(12, 12, 24, dropout=0.3, batch_first=True)
-        for _ in range(4)
+        torch.nn.TransformerEncoderLayer(width, width, 24, dropout=0.3, batch_first=True)
+        for _ in range(max(4, comm.size - 1))
     ]
-    return torch.nn.Sequential(*layers, torch.nn.Linear(12, SYMBOLS)).double()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(width, SYMBOLS)).double()
 
 
-def floats(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def floats(comm, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, LENGTH, 12, generator=generator, dtype=torch.float64)
+    x = torch.randn(count, LENGTH, 3 * comm.size, generator=generator, dtype=torch.float64)
     return x, torch.randint(0, SYMBOLS, (count, LENGTH), generator=generator)
 
 
-def losses_with_dropout(trainer, share) -> list[float]:
-    return [trainer.step(*share(*floats(size, k))) for k, size in enumerate([8, 5, 7])]
+def losses_with_dropout(comm, trainer, share) -> list[float]:
+    return [trainer.step(*share(*floats(comm, size, k))) for k, size in enumerate([8, 5, 7])]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_dropout_does_not_depend_on_the_layout(comm, recompute: bool) -> None:
     alone = comm.split(comm.rank)
-    single = pycomm.ModelParallelTrainer(dropping(), sgd, loss_fn, alone, microbatches=1)
-    expected = losses_with_dropout(single, lambda *batch: batch)
-    again = pycomm.ModelParallelTrainer(dropping().eval(), sgd, loss_fn, alone, microbatches=1)
-    assert losses_with_dropout(again, lambda *batch: batch)[0] != expected[0], "it drops"
+    single = pycomm.ModelParallelTrainer(dropping(comm), sgd, loss_fn, alone, microbatches=1)
+    expected = losses_with_dropout(comm, single, lambda *batch: batch)
+    again = pycomm.ModelParallelTrainer(dropping(comm).eval(), sgd, loss_fn, alone, microbatches=1)
+    assert losses_with_dropout(comm, again, lambda *batch: batch)[0] != expected[0], "it drops"
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
         trainer = pycomm.ModelParallelTrainer(
-            dropping(), sgd, loss_fn, mesh, microbatches=3, recompute=recompute
+            dropping(comm), sgd, loss_fn, mesh, microbatches=3, recompute=recompute
         )
-        found = losses_with_dropout(trainer, lambda x, t, mesh=mesh: my_share(mesh, x, t))
+        found = losses_with_dropout(comm, trainer, lambda x, t, mesh=mesh: my_share(mesh, x, t))
         assert found == pytest.approx(expected, abs=1e-10), layout
         mesh.close()
 
 
 def test_dropout_in_data_parallelism_is_that_of_one_process(comm) -> None:
     alone = comm.split(comm.rank)
-    expected = pycomm.DataParallelTrainer(dropping(), sgd, loss_fn, alone, accumulate=2)
-    trainer = pycomm.DataParallelTrainer(dropping(), sgd, loss_fn, comm, accumulate=2)
+    expected = pycomm.DataParallelTrainer(dropping(comm), sgd, loss_fn, alone, accumulate=2)
+    trainer = pycomm.DataParallelTrainer(dropping(comm), sgd, loss_fn, comm, accumulate=2)
     for k, size in enumerate([8, 5, 7, 1]):
-        x, t = floats(size, k)
+        x, t = floats(comm, size, k)
         mine = share_of(np.arange(size), comm.rank, comm.size)
         loss = trainer.step(*(x[mine], t[mine])) if len(mine) else trainer.step(None, None)
         assert loss == pytest.approx(expected.step(x, t), abs=1e-10)
