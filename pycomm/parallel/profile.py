@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 REPETITIONS = 5
+_MEASURING = "measuring layers on sample="
 _SILENT_S = 2.0  # a bar is shown when it takes longer
 
 
@@ -66,7 +67,7 @@ def profile(
     def of_rank_0() -> list[LayerProfile]:
         return _profile(flow, inputs, repetitions) if comm.rank == 0 else []
 
-    return comm.broadcast_object(on_every_rank(comm, of_rank_0), 0)
+    return comm.broadcast_object(on_every_rank(comm, of_rank_0, _MEASURING), 0)
 
 
 def _profile(flow: Flow, inputs: Any, repetitions: int) -> list[LayerProfile]:

@@ -14,12 +14,13 @@ from pycomm.errors import ArgumentError
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.initial_values.source import Source, source_of
 from pycomm.parallel.joined import joined
-from pycomm.parallel.memory import Optimizer, check_memory, need_of, parse_bytes, ranks_within
+from pycomm.parallel.memory import Need, Optimizer, check_memory, need_of, parse_bytes, ranks_within
 from pycomm.parallel.partition import given_parts
 from pycomm.parallel.parts import Part
 from pycomm.parallel.profile import profile
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.replicate import on_every_rank
+from pycomm.parallel.routes import routes_of
 from pycomm.parallel.splitting.balance import Sample, memory_costs
 from pycomm.parallel.splitting.blocks import Leaves
 from pycomm.parallel.splitting.reading import Model, read
@@ -92,8 +93,8 @@ def check_replica_memory(
         return ranks_within(memory_costs(flow, Sample(optimizer=optimizer)), limit)
 
     if limit is not None:
-        need = need_of(module, optimizer, 0, state_ranks(comm, shard))
-        check_memory(comm, limit, need, ranks_that_do)
+        shared = state_ranks(comm, shard)
+        check_memory(comm, limit, lambda: need_of(module, optimizer, 0, shared), ranks_that_do)
 
 
 def state_ranks(comm: Communicator, shard: bool | None) -> int:
@@ -137,16 +138,9 @@ class Stages:
         self._choice: Choice | None = None
         self.split: Split | None = None
         self.ties: tuple[Tie, ...] = ()
-        parts = list(given) if isinstance(given, (list, tuple)) else []
-        if parts and all(isinstance(part, Part) for part in parts):
-            self.parts = tuple(given_parts(parts, count))
-            self.whole, self.deferred = joined([part.module for part in parts]), False
-            return
         if callable(given) and not isinstance(given, nn.Module):
             restore_random_states(comm.broadcast_object(random_states(), 0))
-        self._source = source_of(given, how.init, how.seed)  # type: ignore[arg-type]
-        self.whole, self.deferred = self._source.model, self._source.deferred
-        self._choice = on_every_rank(comm, lambda: self._choose(count, how))
+        on_every_rank(comm, lambda: self._read(given, count, how), "reading the model")
 
     def build(self) -> None:
         """Make the parts."""
@@ -175,7 +169,10 @@ class Stages:
         activations = self._activation_bytes()
         module = joined([self.parts[stage].module for stage in mine])
         own = sum(activations[stage] for stage in mine)
-        need = need_of(module, self._optimizer, own, state_ranks)
+
+        def need() -> Need:
+            return need_of(module, self._optimizer, own, state_ranks)
+
         check_memory(self._comm, limit, need, self._ranks_that_do)
 
     def fill(
@@ -195,7 +192,19 @@ class Stages:
 
         source = self._source
         if source is not None and source.deferred:
-            on_every_rank(comm, lambda: source.fill(module, shard))
+            on_every_rank(comm, lambda: source.fill(module, shard), "giving the model values")
+
+    def _read(self, given: Given, count: int, how: Cutting) -> None:
+        """Take in what the user has given, and choose the cuts of what is not in parts."""
+        parts = list(given) if isinstance(given, (list, tuple)) else []
+        if parts and all(isinstance(part, Part) for part in parts):
+            self.parts = tuple(given_parts(parts, count))
+            routes_of(self.parts)  # has something to say if they do not fit together
+            self.whole, self.deferred = joined([part.module for part in parts]), False
+            return
+        self._source = source_of(given, how.init, how.seed)  # type: ignore[arg-type]
+        self.whole, self.deferred = self._source.model, self._source.deferred
+        self._choice = self._choose(count, how)
 
     def _choose(self, count: int, how: Cutting) -> Choice:
         measured = "params" if how.sample is None else "time"

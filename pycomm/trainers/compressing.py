@@ -9,6 +9,11 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.ties import Tie
 
 
+def name_of(compression: str | Factory | None) -> str | None:
+    """Return what must be the same on all ranks: functions cannot be compared."""
+    return "a function" if callable(compression) else compression
+
+
 def check_compression(
     compression: str | Factory | None, precision: str, ties: Sequence[Tie] = ()
 ) -> None:

@@ -17,7 +17,7 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.deferred_batch_norm import RunningStatistics, convert
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.pipeline import Pipeline
-from pycomm.parallel.replicate import check_equal
+from pycomm.parallel.replicate import check_all_equal, on_every_rank
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -30,7 +30,7 @@ from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.compressing import check_compression
+from pycomm.trainers.compressing import check_compression, name_of
 from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.idle_report import IdleReport
@@ -116,6 +116,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
+        CommError: something that was passed, such as a factory, raised on a rank; raised on all.
     """
 
     def __init__(
@@ -155,16 +156,19 @@ class ModelParallelTrainer(DividedState, Trainer):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
-        balance, *told = how.told()
-        same = {
-            "microbatches, schedule or balance": (microbatches, schedule, balance),
-            "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
-            "stages_per_rank or recompute": (stages_per_rank, recompute),
-            "sequence, shard and share": (sequence, shard, share),
-            "deferred_batch_norm": deferred_batch_norm,
-        }
-        for what, value in same.items():
-            check_equal(comm, what, value)
+
+        def same() -> dict[str, Any]:
+            balance, *told = how.told()
+            return {
+                "microbatches, schedule or balance": (microbatches, schedule, balance),
+                "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
+                "stages_per_rank or recompute": (stages_per_rank, recompute),
+                "sequence, shard and share": (sequence, shard, share),
+                "precision and compression": (precision, name_of(compression)),
+                "deferred_batch_norm": deferred_batch_norm,
+            }
+
+        check_all_equal(comm, same)
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
@@ -199,7 +203,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._randomness = Randomness(self.module, comm, self.device, batch_dims)
         self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
         counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
-        self._way = make_update(
+        make = partial(
+            make_update,
             self.optimizer,
             self.module,
             dp,
@@ -211,6 +216,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             bucket_bytes=bucket_bytes,
             whole=WholeGradient(dp, comm, lambda parameter: id(parameter) in counts),
         )
+        self._way = on_every_rank(comm, make, "preparing updates")
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this pipeline's share of a batch on its first and last stage, else nothing."""

@@ -12,7 +12,7 @@ from pycomm.parallel.delivery import deliver
 from pycomm.parallel.joined import joined
 from pycomm.parallel.parts import Part
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, on_every_rank
 from pycomm.parallel.splitting.split import Split
 from pycomm.parallel.stages import Stages
 from pycomm.parallel.tensor import Division, Plan, divisions, tensor_parallel
@@ -65,9 +65,13 @@ def stages_here(
     here = place(whole, comm, device or ("cpu" if stages.deferred else None))
     check_same_model(whole, comm)
     described = describe(whole)
-    if mesh.shape["tp"] > 1:
-        tensor_parallel(whole, mesh["tp"], tensor_plan, sequence)
-    stages.build()
+
+    def divide() -> None:
+        if mesh.shape["tp"] > 1:
+            tensor_parallel(whole, mesh["tp"], tensor_plan, sequence)
+        stages.build()
+
+    on_every_rank(comm, divide, "dividing the model")
     mine = range(mesh.coords["pp"], len(stages.parts), mesh.shape["pp"])
     stages.check_memory(memory_limit, mine, state_ranks)
     module = joined([stages.parts[stage].module for stage in mine])
