@@ -214,7 +214,9 @@ class ModelParallelTrainer(DividedState, Trainer):
             algorithm=algorithm,
             compression=compression,
             bucket_bytes=bucket_bytes,
-            whole=WholeGradient(dp, comm, lambda parameter: id(parameter) in counts),
+            whole=WholeGradient(
+                dp, comm, lambda p: id(p) in counts, self._tied.names, self._tied.holders
+            ),
         )
         self._way = on_every_rank(comm, make, "preparing updates")
 
@@ -234,11 +236,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._statistics.begin()
         self._way.expect(False)
         expect_last = partial(self._way.expect, True)
-        at_tail = (lambda: None) if self._tied.here else expect_last
-        self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
-        if self._tied.here:  # their sums are what the replicas reduce
-            self._tied.sum_gradients()
-            expect_last()
+        self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, expect_last)
+        self._tied.sum_gradients()  # these are what the replicas reduce
         self._way.backward_done()
         self._statistics.commit()
         times = self.pipeline.times
