@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.joined import joined
@@ -67,8 +68,9 @@ def stages_here(
     described = describe(whole)
 
     def divide() -> None:
-        if mesh.shape["tp"] > 1:
-            tensor_parallel(whole, mesh["tp"], tensor_plan, sequence)
+        tp = mesh["tp"]
+        if tp.size > 1 and tensor_parallel(whole, tp, tensor_plan, sequence) is not whole:
+            raise ArgumentError(f"tensor_plan={tensor_plan} replaces the model: name its layers")
         stages.build()
 
     on_every_rank(comm, divide, "dividing the model")

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 import pycomm
 from pycomm.errors import ArgumentError, NonFiniteError, StageError
 from pycomm.parallel.sampler import share as share_of
+from pycomm.parallel.tensor import divisions
 from pycomm.trainers.checkpoint import Checkpoint
 from pycomm.workloads import models
 from pycomm.workloads.task import Defaults, Task
@@ -109,6 +110,38 @@ def test_every_layout_gives_the_weights_of_one_process(
         for name, p in reference.named_parameters():
             assert (weights[name] - p).abs().max() <= bound * p.abs().max(), (name, layout)
         mesh.close()
+
+
+@pytest.mark.parametrize("leaves", [[], ["5"]], ids=["elements", "traced"])
+def test_a_plan_for_the_elements_of_a_sequential(comm, leaves) -> None:
+    mesh = pycomm.Mesh(comm, dp=None, tp=2 if comm.size % 2 == 0 else comm.size)
+    plan = {"0": "column", "2": "row"}
+    trainer = pycomm.ModelParallelTrainer(
+        dense(), sgd, cross_entropy, mesh, 2, tensor_plan=plan, leaves=leaves
+    )
+    divided = {"0.weight", "0.bias", "2.weight"} if mesh.shape["tp"] > 1 else set()
+    assert set(divisions(trainer.module)) == divided
+    reference = dense()
+    single = sgd(list(reference.named_parameters()))
+    mine = share_of(np.arange(6), mesh.coords["dp"], mesh.shape["dp"])
+    for k in range(3):
+        x, t = samples(6, k)
+        single.zero_grad()
+        loss = cross_entropy(reference(x), t)
+        loss.backward()
+        single.step()
+        assert trainer.step(x[mine], t[mine]) == pytest.approx(loss.item(), abs=1e-12)
+
+
+def test_a_plan_that_replaces_the_model(comm) -> None:
+    if comm.size == 1:
+        pytest.skip("nothing is divided")
+    mesh = pycomm.Mesh(comm, tp=comm.size)
+    model = torch.nn.Linear(6, 4).double()
+    with pytest.raises(ArgumentError, match="replaces the model: name its layers"):
+        pycomm.ModelParallelTrainer(
+            model, sgd, cross_entropy, mesh, tensor_plan={"": "output"}, leaves=[torch.nn.Linear]
+        )
 
 
 def test_a_checkpoint_goes_on_in_any_other_layout(comm, tmp_path) -> None:
