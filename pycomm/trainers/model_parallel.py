@@ -178,7 +178,7 @@ class ModelParallelTrainer(DividedState, Trainer):
         stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
         owners = state_ranks(dp, shard)
         here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
-        check_compression(compression, precision, here.ties)
+        check_compression(compression, precision)
         self._compresses = compression is not None
         self.split, self._whole, self._divided = here.split, here.whole, here.divided
         norms = convert(here.module, comm) if deferred_batch_norm else []
@@ -215,7 +215,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             compression=compression,
             bucket_bytes=bucket_bytes,
             whole=WholeGradient(
-                dp, comm, lambda p: id(p) in counts, self._tied.names, self._tied.holders
+                dp, comm, lambda p: id(p) in counts, self._tied.names, self._kind_of
             ),
         )
         self._way = on_every_rank(comm, make, "preparing updates")
@@ -282,6 +282,10 @@ class ModelParallelTrainer(DividedState, Trainer):
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         return self._idle.remarks(rows)
+
+    def _kind_of(self, name: str) -> tuple[Any, ...]:
+        """Return which ranks hold a parameter, such that those who do reduce it alike."""
+        return self._tied.holders(name), name in self._divided
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""
