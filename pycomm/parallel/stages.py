@@ -17,6 +17,7 @@ from pycomm.parallel.joined import joined
 from pycomm.parallel.memory import Need, Optimizer, check_memory, need_of, parse_bytes, ranks_within
 from pycomm.parallel.partition import given_parts
 from pycomm.parallel.parts import Part
+from pycomm.parallel.placement import place
 from pycomm.parallel.profile import profile
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.replicate import on_every_rank
@@ -110,6 +111,7 @@ class Stages:
         whole: the model, on the meta device if it has no memory yet; its layers may be replaced
             until `build`.
         deferred: whether it has none.
+        device: where this rank trains.
         parts: in order; after `build`.
         ties: the parameters that several parts hold; after `build`.
         split: what was chosen and why; None for parts that the user has made.
@@ -121,6 +123,7 @@ class Stages:
         comm: the ranks.
         held: of how many microbatches each stage keeps activations at most.
         optimizer: the factory, for the size of its state.
+        device: see `placement.place`.
     """
 
     def __init__(
@@ -131,16 +134,17 @@ class Stages:
         comm: Communicator,
         held: Sequence[int],
         optimizer: Optimizer,
+        device: str | torch.device | None = None,
     ):
         self._comm, self._held, self._optimizer = comm, held, optimizer
-        self._sample = Sample(how.sample, max(held), optimizer, comm)
+        self._sample = Sample()
         self._source: Source | None = None
         self._choice: Choice | None = None
         self.split: Split | None = None
         self.ties: tuple[Tie, ...] = ()
         if callable(given) and not isinstance(given, nn.Module):
             restore_random_states(comm.broadcast_object(random_states(), 0))
-        on_every_rank(comm, lambda: self._read(given, count, how), "reading the model")
+        on_every_rank(comm, lambda: self._read(given, count, how, device), "reading the model")
 
     def build(self) -> None:
         """Make the parts."""
@@ -194,16 +198,21 @@ class Stages:
         if source is not None and source.deferred:
             on_every_rank(comm, lambda: source.fill(module, shard), "giving the model values")
 
-    def _read(self, given: Given, count: int, how: Cutting) -> None:
+    def _read(
+        self, given: Given, count: int, how: Cutting, device: str | torch.device | None
+    ) -> None:
         """Take in what the user has given, and choose the cuts of what is not in parts."""
-        parts = list(given) if isinstance(given, (list, tuple)) else []
+        comm, parts = self._comm, list(given) if isinstance(given, (list, tuple)) else []
         if parts and all(isinstance(part, Part) for part in parts):
             self.parts = tuple(given_parts(parts, count))
             routes_of(self.parts)  # has something to say if they do not fit together
             self.whole, self.deferred = joined([part.module for part in parts]), False
+            self.device = place(self.whole, comm, device)
             return
         self._source = source_of(given, how.init, how.seed)  # type: ignore[arg-type]
         self.whole, self.deferred = self._source.model, self._source.deferred
+        self.device = place(self.whole, comm, device or ("cpu" if self.deferred else None))
+        self._sample = Sample(how.sample, max(self._held), self._optimizer, comm, self.device)
         self._choice = self._choose(count, how)
 
     def _choose(self, count: int, how: Cutting) -> Choice:
@@ -223,7 +232,7 @@ class Stages:
         """Return the bytes of activations that each stage keeps at most, as far as is known."""
         if self.split is None or self._sample.inputs is None:
             return [0] * len(self.parts)
-        rows = profile(self.split.flow, self._sample.inputs, self._comm, 1)
+        rows = profile(self.split.flow, self._sample.inputs, self._comm, 1, self.device)
         return [
             held * sum(rows[index].activation_bytes for index in members)
             for held, members in zip(self._held, self.split.ranges)

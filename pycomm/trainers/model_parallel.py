@@ -175,9 +175,9 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._microbatches = microbatches
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
         plan = self._build(microbatches)
-        stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
+        stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer, device)
         owners = state_ranks(dp, shard)
-        here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
+        here = stages_here(stages, mesh, tensor_plan, sequence, memory_limit, owners)
         check_compression(compression, precision)
         self._compresses = compression is not None
         self.split, self._whole, self._divided = here.split, here.whole, here.divided

@@ -12,7 +12,7 @@ from pycomm.mesh import Mesh
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.joined import joined
 from pycomm.parallel.parts import Part
-from pycomm.parallel.placement import move, place
+from pycomm.parallel.placement import move
 from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, on_every_rank
 from pycomm.parallel.splitting.split import Split
 from pycomm.parallel.stages import Stages
@@ -47,7 +47,6 @@ class StagesHere:
 def stages_here(
     stages: Stages,
     mesh: Mesh,
-    device: str | torch.device | None,
     tensor_plan: Plan | None,
     sequence: bool,
     memory_limit: int | str | None,
@@ -58,12 +57,10 @@ def stages_here(
     Args:
         stages: of the model.
         mesh: rank r of each pipeline of n has the stages r, r + n, r + 2n and so on.
-        device: see `placement.place`.
         tensor_plan, sequence: see `tensor_parallel`.
         memory_limit, state_ranks: see `Stages.check_memory`.
     """
     comm, whole = mesh.comm, stages.whole
-    here = place(whole, comm, device or ("cpu" if stages.deferred else None))
     check_same_model(whole, comm)
     described = describe(whole)
 
@@ -79,8 +76,10 @@ def stages_here(
     module = joined([stages.parts[stage].module for stage in mine])
     divided = divisions(module)
     _give_values(stages, module, divided, mesh)
-    move(module, comm, here)
-    return StagesHere(described, stages.parts, stages.split, stages.ties, module, divided, here)
+    move(module, comm, stages.device)
+    return StagesHere(
+        described, stages.parts, stages.split, stages.ties, module, divided, stages.device
+    )
 
 
 def _give_values(
