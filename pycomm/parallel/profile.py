@@ -54,6 +54,7 @@ def profile(
     comm: Communicator | None = None,
     repetitions: int = REPETITIONS,
     device: torch.device | None = None,
+    measures: bool | None = None,
 ) -> list[LayerProfile]:
     """Measure each layer on a microbatch; the result is that of rank 0 on every rank.
 
@@ -68,15 +69,20 @@ def profile(
         repetitions: of which the median is taken, after one that does not count.
         device: where; on a GPU the host waits for it before and after each measurement. None: where
             the model is.
+        measures: whether this rank takes part; the ranks of rank 0's group do over which layers are
+            divided. None: rank 0 does.
     """
     device = device or _home(flow.root)
     if comm is None or comm.size == 1:
         return _profile(flow, inputs, repetitions, device)
 
-    def of_rank_0() -> list[LayerProfile]:
-        return _profile(flow, inputs, repetitions, device) if comm.rank == 0 else []
+    if measures is None:
+        measures = comm.rank == 0
 
-    return comm.broadcast_object(on_every_rank(comm, of_rank_0, _MEASURING), 0)
+    def measured() -> list[LayerProfile]:
+        return _profile(flow, inputs, repetitions, device) if measures else []
+
+    return comm.broadcast_object(on_every_rank(comm, measured, _MEASURING), 0)
 
 
 def _profile(flow: Flow, inputs: Any, repetitions: int, device: torch.device) -> list[LayerProfile]:

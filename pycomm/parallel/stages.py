@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from pycomm.parallel.memory import Need, Optimizer, check_memory, need_of, parse
 from pycomm.parallel.partition import given_parts
 from pycomm.parallel.parts import Part
 from pycomm.parallel.placement import place
-from pycomm.parallel.profile import profile
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.replicate import on_every_rank
 from pycomm.parallel.routes import routes_of
@@ -156,7 +155,11 @@ class Stages:
             _logger.info("rank 0: %s", self.split.explain())
 
     def check_memory(
-        self, limit: int | str | None, mine: Sequence[int], state_ranks: int = 1
+        self,
+        limit: int | str | None,
+        mine: Sequence[int],
+        state_ranks: int = 1,
+        measures: bool | None = None,
     ) -> None:
         """Return if every rank has memory for its stages; every rank must call this.
 
@@ -164,12 +167,14 @@ class Stages:
             limit: of each rank, in bytes or as `parse_bytes` takes it; None: there is none.
             mine: the stages of this rank.
             state_ranks: how many ranks divide the optimizer's state.
+            measures: whether this rank takes part in measuring activations, see `profile`.
 
         Raises:
             ArgumentError: on every rank; says what is needed, and how many ranks would do.
         """
         if limit is None:
             return
+        self._sample = replace(self._sample, measures=measures)
         activations = self._activation_bytes()
         module = joined([self.parts[stage].module for stage in mine])
         own = sum(activations[stage] for stage in mine)
@@ -232,7 +237,7 @@ class Stages:
         """Return the bytes of activations that each stage keeps at most, as far as is known."""
         if self.split is None or self._sample.inputs is None:
             return [0] * len(self.parts)
-        rows = profile(self.split.flow, self._sample.inputs, self._comm, 1, self.device)
+        rows = self._sample.profiled(self.split.flow, 1)
         return [
             held * sum(rows[index].activation_bytes for index in members)
             for held, members in zip(self._held, self.split.ranges)

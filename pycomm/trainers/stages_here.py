@@ -72,7 +72,8 @@ def stages_here(
 
     on_every_rank(comm, divide, "dividing the model")
     mine = range(mesh.coords["pp"], len(stages.parts), mesh.shape["pp"])
-    stages.check_memory(memory_limit, mine, state_ranks)
+    measures = mesh.coords["dp"] == mesh.coords["pp"] == 0
+    stages.check_memory(memory_limit, mine, state_ranks, measures)
     module = joined([stages.parts[stage].module for stage in mine])
     divided = divisions(module)
     _give_values(stages, module, divided, mesh)

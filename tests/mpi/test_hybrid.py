@@ -6,6 +6,7 @@ group. On 8 ranks, for which `make test-slow` runs this, that is every product o
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from math import prod
 
@@ -131,6 +132,29 @@ def test_a_plan_for_the_elements_of_a_sequential(comm, leaves) -> None:
         loss.backward()
         single.step()
         assert trainer.step(x[mine], t[mine]) == pytest.approx(loss.item(), abs=1e-12)
+
+
+def test_activations_of_divided_layers_are_in_the_memory_limit(comm) -> None:
+    x, _ = samples(50, 0)
+    needs = []
+    for tp in [tp for tp in (1, 2, 3, 4) if comm.size % tp == 0]:
+        mesh = pycomm.Mesh(comm, dp=None, tp=tp)
+        with pytest.raises(ArgumentError, match="memory_limit=0.00 MiB is not enough") as caught:
+            pycomm.ModelParallelTrainer(
+                dense(),
+                sgd,
+                cross_entropy,
+                mesh,
+                2,
+                tensor_plan={"0": "column", "2": "row"},
+                sample=x,
+                memory_limit=1,
+            )
+        found = re.findall(r"rank (\d+) needs .*?activations ([\d.]+) MiB", str(caught.value))
+        assert [int(rank) for rank, _ in found] == list(range(comm.size))
+        needs.append({float(nbytes) for _, nbytes in found})
+        mesh.close()
+    assert all(len(of_ranks) == 1 and of_ranks.pop() > 0 for of_ranks in needs)
 
 
 def test_a_plan_that_replaces_the_model(comm) -> None:

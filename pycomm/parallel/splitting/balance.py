@@ -10,7 +10,7 @@ import torch
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.memory import Optimizer, state_bytes
-from pycomm.parallel.profile import LayerProfile, profile
+from pycomm.parallel.profile import REPETITIONS, LayerProfile, profile
 from pycomm.parallel.splitting.flow import Flow
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Sample:
         optimizer: the factory, for the size of its state, for "memory".
         comm: the ranks that agree on the costs: rank 0 measures; None for this one alone.
         device: where it does; None: where the model is.
+        measures: see `profile`.
     """
 
     inputs: Any = None
@@ -36,10 +37,11 @@ class Sample:
     optimizer: Optimizer = lambda named: torch.optim.AdamW(named)
     comm: Communicator | None = None
     device: torch.device | None = None
+    measures: bool | None = None
 
-    def profiled(self, flow: Flow) -> list[LayerProfile]:
+    def profiled(self, flow: Flow, repetitions: int = REPETITIONS) -> list[LayerProfile]:
         """Return what each layer was measured to cost; every rank must call this."""
-        return profile(flow, self.inputs, self.comm, device=self.device)
+        return profile(flow, self.inputs, self.comm, repetitions, self.device, self.measures)
 
 
 @dataclass(frozen=True)
