@@ -113,7 +113,8 @@ def _raise_first(
 ) -> None:
     for rank, failure in enumerate(failures):
         if failure is not None:
-            raise _told_to_all(comm, type(failure)(f"rank {rank}: {failure}")) from cause
+            text = str(failure).removeprefix(f"rank {rank}: ")
+            raise _told_to_all(comm, type(failure)(f"rank {rank}: {text}")) from cause
 
 
 def _told_to_all(comm: Communicator, error: CommError) -> CommError:

@@ -174,3 +174,5 @@ def test_an_error_of_pycomm_keeps_its_class(comm) -> None:
 
     with pytest.raises(ArgumentError, match="^rank 0: wrong$"):
         on_every_rank(comm, fail, "doing something")
+    with pytest.raises(ArgumentError, match=r"^rank \d: share=True needs shards"):
+        by_data(comm, False, share=True, shard=False)
