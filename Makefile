@@ -22,8 +22,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-one test-mpi cuda-check gpu-test sanitize fuzz bench lint format
-.PHONY: clean
+.PHONY: help setup train test test-one test-mpi test-slow cuda-check gpu-test sanitize fuzz bench
+.PHONY: lint format clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	@PYCOMM_SHARED_MEMORY=0 PYCOMM_ORDER=rank PYCOMM_MAX_MESSAGE_BYTES=100003 \
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
+
+test-slow: setup ## every dp × pp × tp of 8 ranks against one process: five minutes on 2 cores
+	timeout -k 10 900 $(MPIRUN) -np 8 $(PYTEST) -p no:cacheprovider --color=no \
+	    tests/mpi/test_hybrid.py tests/mpi/test_layouts.py $(ARGS)
 
 cuda-check: setup ## csrc/cuda/ by nvcc for sm_80, sm_90 and sm_100, where there is an nvcc
 	$(BIN)/python -m tests.cuda.check

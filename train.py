@@ -55,6 +55,7 @@ SCHEDULE = (
 )
 STAGES = "Model parallel, interleaved: stages of each rank.  [default: 2]"
 RECOMPUTE = "Model parallel: run forward again before backward, to keep less."
+DEFERRED = "Model parallel: running statistics of batch norms over whole batches, not microbatches."
 DEVICE = (
     "cuda: each rank on a GPU of its host, dealt out in turn; with more ranks than GPUs some share "
     "one.  [default: cuda if every rank has one]"
@@ -84,7 +85,15 @@ FITTED = ("checkpoint", "checkpoint_every", "keep", "workers", "metrics")
 """The options that `fit` takes as they are."""
 BOTH = ("precision", "clip_norm", "check_finite", "compression", "shard", "share", "memory_limit")
 """The options that both trainers take as they are."""
-MODEL_ONLY = ("microbatches", "schedule", "stages_per_rank", "recompute", "balance", "sequence")
+MODEL_ONLY = (
+    "microbatches",
+    "schedule",
+    "stages_per_rank",
+    "recompute",
+    "deferred_batch_norm",
+    "balance",
+    "sequence",
+)
 """Those that only ModelParallelTrainer takes."""
 FITTING = "[default: fits the data]"
 
@@ -114,6 +123,7 @@ FITTING = "[default: fits the data]"
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), help=SCHEDULE)
 @click.option("--stages-per-rank", type=POSITIVE, help=STAGES)
 @click.option("--recompute", is_flag=True, help=RECOMPUTE)
+@click.option("--deferred-batch-norm", is_flag=True, help=DEFERRED)
 @click.option("--balance", type=click.Choice(BALANCES), help=BALANCE)
 @click.option("--sequence", is_flag=True, help=SEQUENCE)
 @click.option("--memory-limit", metavar="SIZE", help=MEMORY)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 
 class CommError(RuntimeError):
-    """The base of every error that pycomm raises."""
+    """The base of every error that pycomm raises.
+
+    Attributes:
+        told: how many ranks raise it together, those of a communicator; 0: nobody has agreed.
+    """
+
+    told = 0
 
 
 class ArgumentError(CommError, ValueError):

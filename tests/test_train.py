@@ -56,6 +56,28 @@ def test_a_schedule_by_name_says_how_long_it_idled():
     assert re.search(rf"the pipeline idled \d+% of the time; {ideal}", result.stdout)
 
 
+NORMS = """
+import sys
+from torch import nn
+from pycomm.trainers.model_parallel import ModelParallelTrainer
+from pycomm.workloads import models
+layers = nn.Linear(64, 10), nn.BatchNorm1d(10)
+models.MODELS["norms"] = lambda task: nn.Sequential(nn.Flatten(), *layers)
+import train
+ModelParallelTrainer.print_report = lambda trainer: print("NORMS", trainer.module)
+train.main("--parallel model --model norms --steps 2".split() + sys.argv[1:], standalone_mode=False)
+"""
+
+
+def test_running_statistics_over_whole_batches():
+    for options in ([], ["--deferred-batch-norm"]):
+        result = run_group([sys.executable, "-c", NORMS, *options], timeout=120)
+        assert result.returncode == 0, result.stderr
+        printed = result.stdout.partition("NORMS")[2]
+        assert ("DeferredBatchNorm(10" in printed) == bool(options)
+        assert ("BatchNorm1d(10" in printed) == (not options)
+
+
 def test_compression_sends_fewer_bytes():
     def megabytes(*options):
         common = ["train.py", "--batch-size", "300", "--steps", "2"]
@@ -138,6 +160,7 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
         ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
         ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
         ("--microbatches 2", r"--microbatches: for --pp or --tp above 1, or --parallel model"),
+        ("--deferred-batch-norm", r"--deferred-batch-norm: for --pp or --tp above 1, or --par"),
         ("--schedule 1f1b --recompute", r"--schedule, --recompute: for --pp or --tp above 1"),
         ("--parallel model --stages-per-rank 2", r"schedule='1f1b' has one stage a rank, not"),
         ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,30 +91,30 @@ class Bucket:
 
 
 def plan_buckets(
-    gradients: Sequence[tuple[torch.dtype, int]], bucket_bytes: int, order: Iterable[int]
+    gradients: Sequence[tuple[Hashable, int]], bucket_bytes: int, order: Iterable[int]
 ) -> list[list[int]]:
     """Return which gradients share a bucket, by their index.
 
-    Gradients of one dtype fill buckets in the order in which they become ready. One that is larger
+    Gradients of one kind fill buckets in the order in which they become ready. One that is larger
     than a bucket has one of its own. A bucket comes where its last gradient does.
 
     Args:
-        gradients: (dtype, size in bytes) of each gradient.
+        gradients: (kind, such as a dtype, and size in bytes) of each gradient.
         bucket_bytes: how much a bucket holds at most.
         order: the indices of all gradients, as a backward pass finishes them.
     """
     buckets: list[list[int]] = []
-    open_: dict[torch.dtype, tuple[list[int], int]] = {}
+    open_: dict[Hashable, tuple[list[int], int]] = {}
     last: dict[int, int] = {}
     for at, index in enumerate(order):
-        dtype, nbytes = gradients[index]
-        bucket, filled = open_.get(dtype, ([], bucket_bytes))
+        kind, nbytes = gradients[index]
+        bucket, filled = open_.get(kind, ([], bucket_bytes))
         if filled + nbytes > bucket_bytes or not bucket:
             bucket, filled = [], 0
             buckets.append(bucket)
         bucket.append(index)
         last[id(bucket)] = at
-        open_[dtype] = bucket, filled + nbytes
+        open_[kind] = bucket, filled + nbytes
     return sorted(buckets, key=lambda bucket: last[id(bucket)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -75,7 +76,7 @@ def _channels(now: ForwardPass, x: Tensor, p: float, scale: float) -> Tensor:
     """Return a factor for each channel of (samples, channels, …)."""
     part = current_part()
     cut = part is not None and (part.dim if part.dim >= 0 else part.dim + x.dim())
-    with as_part(None if cut != 1 else part and type(part)(1, part.begin, part.whole)):
+    with as_part(replace(part, dim=1) if part is not None and cut == 1 else None):
         mask = now.drop(x.new_ones(x.shape[:2]), p, scale)
     return mask.view(*x.shape[:2], *[1] * (x.dim() - 2))
 

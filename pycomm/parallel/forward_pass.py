@@ -63,7 +63,8 @@ class ForwardPass:
 
     def _by_samples(self, x: torch.Tensor, draw: Draw, part: Part | None) -> torch.Tensor:
         """Drop from a view of `x` whose dimension 0 is the samples; `part` is of `x` itself."""
-        dim = self.batch_dim(self.layer)
+        says = None if part is None else part.batch
+        dim = self.batch_dim(self.layer) if says is None else says
         if part is not None and part.dim < 0:
             part = replace(part, dim=part.dim + x.dim())
         if dim is None:

@@ -24,15 +24,20 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class Part:
-    """The indices of one dimension that this rank has: begin … of a dimension of size `whole`."""
+    """The indices of one dimension that this rank has: begin … of a dimension of size `whole`.
+
+    Attributes:
+        batch: the dimension of the samples; None: what `batch_dims` of KeyedDropout says.
+    """
 
     dim: int
     begin: int
     whole: int
+    batch: int | None = None
 
 
 @contextmanager
-def part_of(dim: int, begin: int, whole: int) -> Iterator[None]:
+def part_of(dim: int, begin: int, whole: int, batch: int | None = None) -> Iterator[None]:
     """Say that tensors that are dropped from inside are a part of larger ones.
 
     Their masks are then the same part of the larger ones' masks. For layers that are divided over
@@ -49,8 +54,10 @@ def part_of(dim: int, begin: int, whole: int) -> Iterator[None]:
         dim: the dimension; negative ones count from the last.
         begin: where this rank's indices begin in it.
         whole: its size over all ranks.
+        batch: the dimension of the samples in these tensors, whatever `batch_dims` says of the
+            module, as 0 in weights of attention; None: what that says.
     """
-    with as_part(Part(dim, begin, whole)):
+    with as_part(Part(dim, begin, whole, batch)):
         yield
 
 

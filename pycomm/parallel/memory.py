@@ -12,6 +12,7 @@ from torch import nn
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.partition import partition
+from pycomm.parallel.replicate import gather_from_every_rank
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -108,7 +109,7 @@ def state_bytes(optimizer: Optimizer, named: Named) -> dict[str, int]:
 def check_memory(
     comm: Communicator,
     limit: int | str,
-    need: Need,
+    need: Callable[[], Need],
     ranks_that_do: Callable[[int], int | None] = lambda limit: None,
 ) -> None:
     """Return if every rank's need is within the limit; every rank must call this.
@@ -116,14 +117,14 @@ def check_memory(
     Args:
         comm: the ranks.
         limit: bytes, see `parse_bytes`.
-        need: of this rank.
+        need: returns that of this rank.
         ranks_that_do: limit → how many ranks of model parallelism would do, or None.
 
     Raises:
         ArgumentError: on every rank; names the need of every rank above the limit.
     """
     limit = parse_bytes(limit)
-    needs: list[Need] = comm.all_gather_object(need)
+    needs = gather_from_every_rank(comm, need, "measuring the optimizer's state")
     above = [f"rank {rank} needs {n}" for rank, n in enumerate(needs) if n.total > limit]
     if not above:
         return

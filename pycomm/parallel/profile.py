@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pycomm.parallel.parts import INPUT, Part
+from pycomm.parallel.placement import CPU
 from pycomm.parallel.replicate import on_every_rank
 from pycomm.parallel.splitting.build import build_parts
 from pycomm.parallel.splitting.flow import Flow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 REPETITIONS = 5
+_MEASURING = "measuring layers on sample="
 _SILENT_S = 2.0  # a bar is shown when it takes longer
 
 
@@ -47,39 +49,53 @@ class LayerProfile:
 
 
 def profile(
-    flow: Flow, inputs: Any, comm: Communicator | None = None, repetitions: int = REPETITIONS
+    flow: Flow,
+    inputs: Any,
+    comm: Communicator | None = None,
+    repetitions: int = REPETITIONS,
+    device: torch.device | None = None,
+    measures: bool | None = None,
 ) -> list[LayerProfile]:
     """Measure each layer on a microbatch; the result is that of rank 0 on every rank.
 
     Layers run one after the other, so only one needs memory at a time; those on the meta device
-    get stand-ins. Parameters, buffers, gradients and random generators stay as they were.
+    get stand-ins, those elsewhere than on `device` are copied there. Parameters, buffers, gradients
+    and random generators stay as they were.
 
     Args:
         flow: the model.
-        inputs: a microbatch, as the model takes it.
+        inputs: a microbatch, as the model takes it, anywhere.
         comm: the ranks, all of which must call this; None for this one alone.
         repetitions: of which the median is taken, after one that does not count.
+        device: where; on a GPU the host waits for it before and after each measurement. None: where
+            the model is.
+        measures: whether this rank takes part; the ranks of rank 0's group do over which layers are
+            divided. None: rank 0 does.
     """
+    device = device or _home(flow.root)
     if comm is None or comm.size == 1:
-        return _profile(flow, inputs, repetitions)
+        return _profile(flow, inputs, repetitions, device)
 
-    def of_rank_0() -> list[LayerProfile]:
-        return _profile(flow, inputs, repetitions) if comm.rank == 0 else []
+    if measures is None:
+        measures = comm.rank == 0
 
-    return comm.broadcast_object(on_every_rank(comm, of_rank_0), 0)
+    def measured() -> list[LayerProfile]:
+        return _profile(flow, inputs, repetitions, device) if measures else []
+
+    return comm.broadcast_object(on_every_rank(comm, measured, _MEASURING), 0)
 
 
-def _profile(flow: Flow, inputs: Any, repetitions: int) -> list[LayerProfile]:
+def _profile(flow: Flow, inputs: Any, repetitions: int, device: torch.device) -> list[LayerProfile]:
     from tqdm import tqdm  # torch's users have it; `import pycomm` needs neither
 
     parts = build_parts(flow, [range(i, i + 1) for i in range(len(flow.layers))])
     last_use = {name: index for index, part in enumerate(parts) for name in part.takes}
-    values: dict[str, Any] = {INPUT: inputs}
+    values: dict[str, Any] = {INPUT: tree_map(lambda x: _moved(x, device), inputs)}
     measured = []
-    with _unchanged(flow.root):
+    with _unchanged(flow.root, device):
         for index, part in enumerate(tqdm(parts, "measuring layers", delay=_SILENT_S)):
             taken = [values[name] for name in part.takes]
-            row, given = _measure(part, taken, repetitions)
+            row, given = _measure(part, taken, repetitions, device)
             measured.append(row)
             values |= dict(zip(part.gives, given))
             values = {n: v for n, v in values.items() if last_use.get(n, -1) > index}
@@ -87,20 +103,21 @@ def _profile(flow: Flow, inputs: Any, repetitions: int) -> list[LayerProfile]:
 
 
 def _measure(
-    part: Part, taken: list[Any], repetitions: int
+    part: Part, taken: list[Any], repetitions: int, device: torch.device
 ) -> tuple[LayerProfile, tuple[Any, ...]]:
-    module = _stand_in(part.module)
+    module = _stand_in(part.module, device)
     forwards, backwards = [], []
     for _ in range(repetitions + 1):
         fresh = tree_map(_entering, taken)
+        _settle(device)
         started = time.perf_counter()
         with _Kept(module) as kept:
             given = module(*fresh)
-        _settle(given)
+        _settle(device)
         ran = time.perf_counter()
         ends = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor) and t.requires_grad]
         torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
-        _settle(given)
+        _settle(device)
         forwards.append(ran - started)
         backwards.append(time.perf_counter() - ran)
         module.zero_grad(set_to_none=True)
@@ -135,12 +152,14 @@ class _Kept:
         self._hooks.__exit__(*error)
 
 
-def _stand_in(module: nn.Module) -> nn.Module:
-    """Return a module that can run: itself, or if it is on the meta device small random weights."""
+def _stand_in(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module that can run: itself, a copy on `device`, or small random weights there."""
     tensors = [*module.parameters(), *module.buffers()]
-    if not any(t.is_meta for t in tensors):
+    if all(t.device == device for t in tensors):
         return module
-    real = copy.deepcopy(module).to_empty(device="cpu")
+    if not any(t.is_meta for t in tensors):
+        return copy.deepcopy(module).to(device)
+    real = copy.deepcopy(module).to_empty(device=device)
     with torch.no_grad():
         for tensor in [*real.parameters(), *real.buffers()]:
             tensor.zero_()
@@ -153,30 +172,36 @@ def _entering(x: Any) -> Any:
     """Return a copy that a layer may change in place, and whose gradient is wanted."""
     if not isinstance(x, torch.Tensor):
         return x
-    copied = x.detach().clone()
-    if copied.is_floating_point() or copied.is_complex():
-        return copied.requires_grad_().view_as(copied)  # no leaf
-    return copied
+    learns = x.is_floating_point() or x.is_complex()
+    return x.detach().requires_grad_(learns).clone()  # no leaf, and no view of one
 
 
 def _leaving(x: Any) -> Any:
     return x.detach() if isinstance(x, torch.Tensor) else x
 
 
-def _settle(values: Any) -> None:
-    if any(isinstance(t, torch.Tensor) and t.is_cuda for t in tree_leaves(values)):
-        torch.cuda.synchronize()
+def _home(module: nn.Module) -> torch.device:
+    """Return where a model is; the CPU if it has no memory yet."""
+    return next((p.device for p in module.parameters() if not p.is_meta), CPU)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, torch.Tensor) else x
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
+def _unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Leave buffers, gradients and random generators as they are."""
     buffers = [(b, b.clone()) for b in module.buffers() if not b.is_meta]
     gradients = [(p, p.grad) for p in module.parameters()]
     for p, _ in gradients:
         p.grad = None
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:

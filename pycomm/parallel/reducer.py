@@ -8,6 +8,8 @@
 
 Buckets are filled in the order in which gradients became ready in the first backward pass, and are
 reduced in that order on all ranks. Source: Li et al., PyTorch Distributed (2020), section 3.2.
+Gradients that change once more after backward, those of tied weights, are in buckets of their own,
+which come last, and are reduced when all is said to be over.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ class Reducer:
         self._ordered = self._compression is not None
         self.synchronizing_now = False
         self._pass = -1
-        self._allocate(list(reversed(range(len(self._parameters)))))
+        self._allocate(self._planned(reversed(range(len(self._parameters)))))
         self._hook()
 
     @property
@@ -201,9 +203,17 @@ class Reducer:
 
     # ---- buckets, in the order in which backward fills them
 
-    def _allocate(self, order: list[int]) -> None:
-        sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in self._parameters]
-        plan = plan_buckets(sizes, self._bucket_bytes, order)
+    def _planned(self, order: Iterable[int]) -> list[list[int]]:
+        """Return who shares a bucket, in the order of backward; late ones last, by their names."""
+        late, kind_of = self._whole.late, self._whole.kind_of
+        names = [name for name, _ in self._parameters]
+        sizes = [((p.dtype, kind_of(name)), p.nbytes) for name, p in self._parameters]
+        order = sorted(
+            order, key=lambda i: (names[i] in late, names[i] if names[i] in late else "")
+        )
+        return plan_buckets(sizes, self._bucket_bytes, order)
+
+    def _allocate(self, plan: list[list[int]]) -> None:
         members = ([self._parameters[i] for i in indices] for indices in plan)
         self.buckets = [Bucket.of(of, self.comm, self._device) for of in members]
         self._compressed = self._compressions()
@@ -236,9 +246,9 @@ class Reducer:
         self._ordered = True
         seen = set(order)
         order += [i for i in reversed(range(len(self._parameters))) if i not in seen]
-        sizes = [(p.dtype, p.numel() * p.element_size()) for _, p in self._parameters]
-        if plan_buckets(sizes, self._bucket_bytes, order) != self._plan:
-            self._allocate(order)
+        plan = self._planned(order)
+        if plan != self._plan:
+            self._allocate(plan)
             for slot in self.slots:
                 slot.collect()
 
@@ -259,7 +269,7 @@ class Reducer:
         slot.collect()
         if self._check_finite and not is_finite(slot.view):
             self._not_finite.add(slot.name)
-        if not self.synchronizing_now or self._compressed:
+        if not self.synchronizing_now or self._compressed or slot.name in self._whole.late:
             return
         while self._early < self._next and self._works[self._early].done():
             self._early += 1

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from pycomm.errors import CommError, MismatchError
+from pycomm.errors import (
+    CommError,
+    CommTimeoutError,
+    DeadlockError,
+    DepartedError,
+    MismatchError,
+    RankFailedError,
+)
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -33,31 +40,90 @@ def check_equal(comm: Communicator, what: str, value: Any) -> None:
     Raises:
         MismatchError: on every rank; the message names the first rank that differs from rank 0.
     """
-    values = comm.all_gather_object(value)
-    for rank, other in enumerate(values):
-        if other != values[0]:
-            raise MismatchError(
-                f"{what} differ: rank 0 has {values[0]}, rank {rank} has {other} "
-                f"(this is rank {comm.rank}): pass the same on every rank"
-            )
+    check_all_equal(comm, lambda: {what: value})
 
 
-def raise_together(comm: Communicator, error: CommError | None) -> None:
-    """Raise the error of the first rank that has one, on every rank; return if none has."""
-    for rank, failure in enumerate(comm.all_gather_object(error)):
-        if failure is not None:
-            raise type(failure)(f"rank {rank}: {failure}") from error
+def check_all_equal(comm: Communicator, told: Callable[[], Mapping[str, Any]]) -> None:
+    """Return if all ranks have equal values, small picklable objects, for each name.
+
+    Raises:
+        CommError: `told` raises on some rank; raised on all.
+        MismatchError: on every rank; the message names the first rank that differs from rank 0.
+    """
+    everyone = gather_from_every_rank(comm, told, "reading the arguments")
+    for what, first in everyone[0].items():
+        for rank, values in enumerate(everyone):
+            if values[what] != first:
+                raise _told_to_all(
+                    comm,
+                    MismatchError(
+                        f"{what} differ: rank 0 has {first}, rank {rank} has {values[what]} "
+                        f"(this is rank {comm.rank}): pass the same on every rank"
+                    ),
+                )
 
 
-def on_every_rank(comm: Communicator, action: Callable[[], T]) -> T:
-    """Return what `action` returns here; if it raises a CommError on any rank, raise on all."""
-    result, error = None, None
+def on_every_rank(comm: Communicator, action: Callable[[], T], doing: str = "") -> T:
+    """Return what `action` returns here; if it raises on any rank, raise on all.
+
+    An action may call this, too, for all of the ranks or some of them, and after a call for all do
+    other collectives. A rank that raises before answers in the place of that call, and its error
+    is that of all; what all have been told is not told again.
+
+    Args:
+        comm: the ranks.
+        action: what each does.
+        doing: what that is, in words, for the message.
+
+    Raises:
+        CommError: names the first rank whose action raised, and what it raised, which is the cause
+            on that rank; an error of pycomm keeps its class.
+    """
+    results: list[T] = []
+    gather_from_every_rank(comm, lambda: results.append(action()), doing)
+    return results[0]
+
+
+def gather_from_every_rank(comm: Communicator, action: Callable[[], T], doing: str = "") -> list[T]:
+    """Return what `action` returns on each rank, picklable; else as `on_every_rank`."""
+    result: T | None = None
+    cause: Exception | None = None
+    error: CommError | None = None
     try:
         result = action()
+    except _UNUSABLE:
+        raise
     except CommError as caught:
-        error = caught
-    raise_together(comm, error)
-    return cast(T, result)
+        if caught.told >= comm.size:
+            raise
+        cause = error = caught
+    except Exception as caught:
+        cause, error = caught, CommError(f"{doing}: {_in_words(caught)}".removeprefix(": "))
+    everyone = comm.all_gather_object((result, error))
+    _raise_first(comm, [failure for _, failure in everyone], cause)
+    return [cast(T, value) for value, _ in everyone]
+
+
+_UNUSABLE = (DepartedError, RankFailedError, CommTimeoutError, DeadlockError)
+"""After these ranks cannot agree any more; each has one of its own."""
+
+
+def _raise_first(
+    comm: Communicator, failures: Sequence[CommError | None], cause: Exception | None
+) -> None:
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            text = str(failure).removeprefix(f"rank {rank}: ")
+            raise _told_to_all(comm, type(failure)(f"rank {rank}: {text}")) from cause
+
+
+def _told_to_all(comm: Communicator, error: CommError) -> CommError:
+    error.told = comm.size
+    return error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error} (that rank has the traceback)"
 
 
 def check_same_model(module: nn.Module, comm: Communicator) -> None:
@@ -69,14 +135,18 @@ def check_same_model(module: nn.Module, comm: Communicator) -> None:
         MismatchError: on every rank; the message names the first parameter that differs.
     """
     rows = _signature(module)
-    digests = comm.all_gather_object(hashlib.sha256(repr(rows).encode()).hexdigest())
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    digests = gather_from_every_rank(comm, lambda: digest)
     if len(set(digests)) == 1:
         return
-    signatures = comm.all_gather_object(rows)
+    signatures = gather_from_every_rank(comm, lambda: rows)
     other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
-    raise MismatchError(
-        f"models differ: {_first_difference(signatures, other)} "
-        f"(this is rank {comm.rank}): build the same model on every rank"
+    raise _told_to_all(
+        comm,
+        MismatchError(
+            f"models differ: {_first_difference(signatures, other)} "
+            f"(this is rank {comm.rank}): build the same model on every rank"
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +14,13 @@ from pycomm.errors import ArgumentError
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.initial_values.source import Source, source_of
 from pycomm.parallel.joined import joined
-from pycomm.parallel.memory import Optimizer, check_memory, need_of, parse_bytes, ranks_within
+from pycomm.parallel.memory import Need, Optimizer, check_memory, need_of, parse_bytes, ranks_within
 from pycomm.parallel.partition import given_parts
 from pycomm.parallel.parts import Part
-from pycomm.parallel.profile import profile
+from pycomm.parallel.placement import place
 from pycomm.parallel.random_states import random_states, restore_random_states
 from pycomm.parallel.replicate import on_every_rank
+from pycomm.parallel.routes import routes_of
 from pycomm.parallel.splitting.balance import Sample, memory_costs
 from pycomm.parallel.splitting.blocks import Leaves
 from pycomm.parallel.splitting.reading import Model, read
@@ -92,8 +93,8 @@ def check_replica_memory(
         return ranks_within(memory_costs(flow, Sample(optimizer=optimizer)), limit)
 
     if limit is not None:
-        need = need_of(module, optimizer, 0, state_ranks(comm, shard))
-        check_memory(comm, limit, need, ranks_that_do)
+        shared = state_ranks(comm, shard)
+        check_memory(comm, limit, lambda: need_of(module, optimizer, 0, shared), ranks_that_do)
 
 
 def state_ranks(comm: Communicator, shard: bool | None) -> int:
@@ -109,6 +110,7 @@ class Stages:
         whole: the model, on the meta device if it has no memory yet; its layers may be replaced
             until `build`.
         deferred: whether it has none.
+        device: where this rank trains.
         parts: in order; after `build`.
         ties: the parameters that several parts hold; after `build`.
         split: what was chosen and why; None for parts that the user has made.
@@ -120,6 +122,7 @@ class Stages:
         comm: the ranks.
         held: of how many microbatches each stage keeps activations at most.
         optimizer: the factory, for the size of its state.
+        device: see `placement.place`.
     """
 
     def __init__(
@@ -130,23 +133,17 @@ class Stages:
         comm: Communicator,
         held: Sequence[int],
         optimizer: Optimizer,
+        device: str | torch.device | None = None,
     ):
         self._comm, self._held, self._optimizer = comm, held, optimizer
-        self._sample = Sample(how.sample, max(held), optimizer, comm)
+        self._sample = Sample()
         self._source: Source | None = None
         self._choice: Choice | None = None
         self.split: Split | None = None
         self.ties: tuple[Tie, ...] = ()
-        parts = list(given) if isinstance(given, (list, tuple)) else []
-        if parts and all(isinstance(part, Part) for part in parts):
-            self.parts = tuple(given_parts(parts, count))
-            self.whole, self.deferred = joined([part.module for part in parts]), False
-            return
         if callable(given) and not isinstance(given, nn.Module):
             restore_random_states(comm.broadcast_object(random_states(), 0))
-        self._source = source_of(given, how.init, how.seed)  # type: ignore[arg-type]
-        self.whole, self.deferred = self._source.model, self._source.deferred
-        self._choice = on_every_rank(comm, lambda: self._choose(count, how))
+        on_every_rank(comm, lambda: self._read(given, count, how, device), "reading the model")
 
     def build(self) -> None:
         """Make the parts."""
@@ -158,7 +155,11 @@ class Stages:
             _logger.info("rank 0: %s", self.split.explain())
 
     def check_memory(
-        self, limit: int | str | None, mine: Sequence[int], state_ranks: int = 1
+        self,
+        limit: int | str | None,
+        mine: Sequence[int],
+        state_ranks: int = 1,
+        measures: bool | None = None,
     ) -> None:
         """Return if every rank has memory for its stages; every rank must call this.
 
@@ -166,16 +167,21 @@ class Stages:
             limit: of each rank, in bytes or as `parse_bytes` takes it; None: there is none.
             mine: the stages of this rank.
             state_ranks: how many ranks divide the optimizer's state.
+            measures: whether this rank takes part in measuring activations, see `profile`.
 
         Raises:
             ArgumentError: on every rank; says what is needed, and how many ranks would do.
         """
         if limit is None:
             return
+        self._sample = replace(self._sample, measures=measures)
         activations = self._activation_bytes()
         module = joined([self.parts[stage].module for stage in mine])
         own = sum(activations[stage] for stage in mine)
-        need = need_of(module, self._optimizer, own, state_ranks)
+
+        def need() -> Need:
+            return need_of(module, self._optimizer, own, state_ranks)
+
         check_memory(self._comm, limit, need, self._ranks_that_do)
 
     def fill(
@@ -195,7 +201,24 @@ class Stages:
 
         source = self._source
         if source is not None and source.deferred:
-            on_every_rank(comm, lambda: source.fill(module, shard))
+            on_every_rank(comm, lambda: source.fill(module, shard), "giving the model values")
+
+    def _read(
+        self, given: Given, count: int, how: Cutting, device: str | torch.device | None
+    ) -> None:
+        """Take in what the user has given, and choose the cuts of what is not in parts."""
+        comm, parts = self._comm, list(given) if isinstance(given, (list, tuple)) else []
+        if parts and all(isinstance(part, Part) for part in parts):
+            self.parts = tuple(given_parts(parts, count))
+            routes_of(self.parts)  # has something to say if they do not fit together
+            self.whole, self.deferred = joined([part.module for part in parts]), False
+            self.device = place(self.whole, comm, device)
+            return
+        self._source = source_of(given, how.init, how.seed)  # type: ignore[arg-type]
+        self.whole, self.deferred = self._source.model, self._source.deferred
+        self.device = place(self.whole, comm, device or ("cpu" if self.deferred else None))
+        self._sample = Sample(how.sample, max(self._held), self._optimizer, comm, self.device)
+        self._choice = self._choose(count, how)
 
     def _choose(self, count: int, how: Cutting) -> Choice:
         measured = "params" if how.sample is None else "time"
@@ -214,7 +237,7 @@ class Stages:
         """Return the bytes of activations that each stage keeps at most, as far as is known."""
         if self.split is None or self._sample.inputs is None:
             return [0] * len(self.parts)
-        rows = profile(self.split.flow, self._sample.inputs, self._comm, 1)
+        rows = self._sample.profiled(self.split.flow, 1)
         return [
             held * sum(rows[index].activation_bytes for index in members)
             for held, members in zip(self._held, self.split.ranges)

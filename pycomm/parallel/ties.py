@@ -60,6 +60,7 @@ class TiedWeights:
         across = {ranks: None for ranks in holders if len(ranks) > 1}
         groups = {ranks: _group(comm, ranks) for ranks in across}
         self._own: list[tuple[nn.Parameter, Communicator]] = []
+        self._holders: dict[str, tuple[int, ...]] = {}
         self._others: set[str] = set()
         for tie, ranks in zip(ties, holders):
             group = groups.get(ranks)
@@ -71,13 +72,18 @@ class TiedWeights:
                     f"over ranks {ranks}: pass the part that was split off"
                 )
             self._own.append((own[tie.name], group))
+            self._holders[tie.name] = ranks
             if comm.rank != ranks[0]:
                 self._others.add(tie.name)
 
     @property
-    def here(self) -> bool:
-        """Whether this rank shares a parameter with another."""
-        return bool(self._own)
+    def names(self) -> frozenset[str]:
+        """The parameters that this rank shares with another."""
+        return frozenset(self._holders)
+
+    def holders(self, name: str) -> tuple[int, ...]:
+        """Return the ranks that share a parameter, ascending; none if it is this rank's only."""
+        return self._holders.get(name, ())
 
     def sum_gradients(self) -> None:
         """Add up the gradients of each tied parameter over its ranks, in their order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,10 @@ class WholeGradient:
         comm: the ranks of all parts and replicas; None: there is one part.
         counts: says of a parameter whether this part's gradient counts for the norm; not where
             another part holds the same gradient. None: always.
+        late: the names of parameters whose gradients change once more after backward, as other
+            parts hold them, too.
+        kind_of: name of a parameter → its kind. What is reduced together is of one kind, so that
+            all who hold a parameter reduce it with the same others. None: all are of one.
     """
 
     def __init__(
@@ -30,9 +34,12 @@ class WholeGradient:
         replicas: Communicator,
         comm: Communicator | None = None,
         counts: Callable[[nn.Parameter], bool] | None = None,
+        late: frozenset[str] = frozenset(),
+        kind_of: Callable[[str], Hashable] | None = None,
     ):
         self.comm = replicas if comm is None else comm
         self.counts = counts or (lambda parameter: True)
+        self.late, self.kind_of = late, kind_of or (lambda name: None)
         self._has_parts = self.comm.size > replicas.size
         self._first = replicas.rank == 0
 

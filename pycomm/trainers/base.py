@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pycomm.errors import ArgumentError, RankFailedError
-from pycomm.parallel.replicate import check_equal
+from pycomm.parallel.replicate import check_all_equal, check_equal, on_every_rank
 from pycomm.trainers import batches, loop
 from pycomm.trainers.checkpoint import exists
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
@@ -65,8 +65,11 @@ class Trainer(Saved, Reported):
         rates: Rates | None,
         check_finite: bool,
     ):
-        check_equal(comm, "accumulate and clip_norm", (accumulate, clip_norm))
-        check_equal(comm, "precision and check_finite", (precision, check_finite))
+        same = {
+            "accumulate and clip_norm": (accumulate, clip_norm),
+            "precision and check_finite": (precision, check_finite),
+        }
+        check_all_equal(comm, lambda: same)
         if check_finite and precision == "fp16":
             raise ArgumentError("check_finite=True with precision='fp16', which leaves them out")
         if not isinstance(accumulate, int) or accumulate < 1:
@@ -78,7 +81,9 @@ class Trainer(Saved, Reported):
         self.module, self.loss_fn, self.comm, self.device = module, loss_fn, comm, device
         self._forward_context = forward_context(precision, device)
         self.accumulate, self.clip_norm = accumulate, clip_norm
-        self.optimizer = optimizer(named) if named else None
+        self.optimizer = on_every_rank(
+            comm, lambda: optimizer(named) if named else None, "making the optimizer"
+        )
         self.progress = Progress()
         self._loss_scale, self._rates = LossScale(precision, self.progress), rates
         self.stopped = False

@@ -26,7 +26,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from pycomm.errors import ArgumentError, CommError
-from pycomm.parallel.replicate import raise_together
+from pycomm.parallel.replicate import gather_from_every_rank
 from pycomm.trainers.named_state import on_host
 
 if TYPE_CHECKING:
@@ -195,16 +195,17 @@ def _together(
     comm: Communicator, root: Path, action: Callable[[], Any], *, only_rank_0: bool = False
 ) -> list[Any]:
     """Run `action`, on every rank or on rank 0 only, and return all results, or raise on all."""
-    result, error = None, None
-    try:
-        result = action() if comm.rank == 0 or not only_rank_0 else None
-    except OSError as caught:
-        error = CommError(
-            f"the checkpoint in {str(root)!r} cannot be written: {caught}; "
-            f"what it held before is unchanged"
-        )
-    raise_together(comm, error)
-    return comm.all_gather_object(result)
+
+    def write() -> Any:
+        try:
+            return action() if comm.rank == 0 or not only_rank_0 else None
+        except OSError as error:
+            raise CommError(
+                f"the checkpoint in {str(root)!r} cannot be written: {error}; "
+                f"what it held before is unchanged"
+            ) from error
+
+    return gather_from_every_rank(comm, write, f"writing the checkpoint in {str(root)!r}")
 
 
 def _new_folder(root: Path, step: int) -> str:

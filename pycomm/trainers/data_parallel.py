@@ -18,7 +18,13 @@ from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.compression import Factory
 from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0, tensors
+from pycomm.parallel.replicate import (
+    check_all_equal,
+    check_same_model,
+    copy_from_rank_0,
+    on_every_rank,
+    tensors,
+)
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.sharded_update import ShardedUpdate, make_update
 from pycomm.parallel.stages import check_replica_memory
@@ -26,7 +32,7 @@ from pycomm.parallel.sync_batch_norm import convert
 from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.compressing import check_compression
+from pycomm.trainers.compressing import check_compression, name_of
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.pause import Pause
@@ -88,6 +94,7 @@ class DataParallelTrainer(Trainer):
         MismatchError: the ranks' models or arguments differ; raised on all.
         ArgumentError: a value is out of range.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
+        CommError: something that was passed, such as a factory, raised on a rank; raised on all.
     """
 
     def __init__(
@@ -113,7 +120,11 @@ class DataParallelTrainer(Trainer):
         batch_dims: Mapping[str, int | None] | None = None,
         memory_limit: int | str | None = None,
     ):
-        check_equal(comm, "shard and share", (shard, share))
+        same = {
+            "shard and share": (shard, share),
+            "precision and compression": (precision, name_of(compression)),
+        }
+        check_all_equal(comm, lambda: same)
         check_replica_memory(module, optimizer, comm, memory_limit, shard)
         place_here = place(module, comm, device)
         move(module, comm, place_here)
@@ -143,7 +154,7 @@ class DataParallelTrainer(Trainer):
         }
         self._checksums_every = checksums
         self._pause = Pause()
-        self._connect()
+        on_every_rank(comm, self._connect, "preparing updates")
         self._together = needs_every_rank(module)
         self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)

@@ -10,6 +10,7 @@ import torch
 from pycomm.mesh import Mesh
 from pycomm.parallel.replicate import copy_from_rank_0
 from pycomm.parallel.tensor import Division, full_tensor, take_shard
+from pycomm.parallel.ties import TiedWeights
 from pycomm.trainers.saved import Saved
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class DividedState(Saved):
 
     mesh: Mesh
     _compresses: bool
+    _tied: TiedWeights
     _divided: Divisions
     _whole: dict[str, tuple[str, list[int]]]
 
@@ -44,6 +46,11 @@ class DividedState(Saved):
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self._way.restore(saved)
+
+    def _leftovers(self) -> Mapping[str, Any] | None:
+        """Return what compression has left; of a tied weight on the first stage that holds it."""
+        left = super()._leftovers() or {}
+        return {name: of for name, of in left.items() if self._tied.counts(name)}
 
     def _unsavable(self) -> str | None:
         if not self._compresses or self.mesh.shape["tp"] == 1:

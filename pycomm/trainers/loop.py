@@ -29,7 +29,7 @@ def run(
         Whether training ended early because a rank was asked to stop; never if nothing is saved.
     """
     while True:
-        with on_every_rank(trainer.comm, open_log) as log:
+        with on_every_rank(trainer.comm, open_log, "opening the log") as log:
             try:
                 return _epochs(trainer, loader, plan, saving, log)
             except RankFailedError as error:

@@ -17,7 +17,7 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.deferred_batch_norm import RunningStatistics, convert
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.pipeline import Pipeline
-from pycomm.parallel.replicate import check_equal
+from pycomm.parallel.replicate import check_all_equal, on_every_rank
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -30,7 +30,7 @@ from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.compressing import check_compression
+from pycomm.trainers.compressing import check_compression, name_of
 from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.idle_report import IdleReport
@@ -116,6 +116,7 @@ class ModelParallelTrainer(DividedState, Trainer):
             of range.
         MismatchError: the ranks' models or arguments differ; raised on all.
         MissingError: a rank has no GPU, for device="cuda"; raised on all.
+        CommError: something that was passed, such as a factory, raised on a rank; raised on all.
     """
 
     def __init__(
@@ -155,26 +156,29 @@ class ModelParallelTrainer(DividedState, Trainer):
         self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
-        balance, *told = how.told()
-        same = {
-            "microbatches, schedule or balance": (microbatches, schedule, balance),
-            "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
-            "stages_per_rank or recompute": (stages_per_rank, recompute),
-            "sequence, shard and share": (sequence, shard, share),
-            "deferred_batch_norm": deferred_batch_norm,
-        }
-        for what, value in same.items():
-            check_equal(comm, what, value)
+
+        def same() -> dict[str, Any]:
+            balance, *told = how.told()
+            return {
+                "microbatches, schedule or balance": (microbatches, schedule, balance),
+                "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
+                "stages_per_rank or recompute": (stages_per_rank, recompute),
+                "sequence, shard and share": (sequence, shard, share),
+                "precision and compression": (precision, name_of(compression)),
+                "deferred_batch_norm": deferred_batch_norm,
+            }
+
+        check_all_equal(comm, same)
         if not isinstance(microbatches, int) or microbatches < 1:
             raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
         self._schedule = find_schedule(schedule)
         self._microbatches = microbatches
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)
         plan = self._build(microbatches)
-        stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer)
+        stages = Stages(module, count_stages(plan), how, comm, most_held(plan), optimizer, device)
         owners = state_ranks(dp, shard)
-        here = stages_here(stages, mesh, device, tensor_plan, sequence, memory_limit, owners)
-        check_compression(compression, precision, here.ties)
+        here = stages_here(stages, mesh, tensor_plan, sequence, memory_limit, owners)
+        check_compression(compression, precision)
         self._compresses = compression is not None
         self.split, self._whole, self._divided = here.split, here.whole, here.divided
         norms = convert(here.module, comm) if deferred_batch_norm else []
@@ -199,7 +203,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._randomness = Randomness(self.module, comm, self.device, batch_dims)
         self._tied = TiedWeights(here.ties, self.module, pp, lambda stage: stage % pp.size)
         counts = {id(p) for name, p in counted(self.module, tp) if self._tied.counts(name)}
-        self._way = make_update(
+        make = partial(
+            make_update,
             self.optimizer,
             self.module,
             dp,
@@ -209,8 +214,11 @@ class ModelParallelTrainer(DividedState, Trainer):
             algorithm=algorithm,
             compression=compression,
             bucket_bytes=bucket_bytes,
-            whole=WholeGradient(dp, comm, lambda parameter: id(parameter) in counts),
+            whole=WholeGradient(
+                dp, comm, lambda p: id(p) in counts, self._tied.names, self._kind_of
+            ),
         )
+        self._way = on_every_rank(comm, make, "preparing updates")
 
     def wanted(self, indices: np.ndarray) -> np.ndarray:
         """Return this pipeline's share of a batch on its first and last stage, else nothing."""
@@ -228,11 +236,8 @@ class ModelParallelTrainer(DividedState, Trainer):
         self._statistics.begin()
         self._way.expect(False)
         expect_last = partial(self._way.expect, True)
-        at_tail = (lambda: None) if self._tied.here else expect_last
-        self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, at_tail)
-        if self._tied.here:  # their sums are what the replicas reduce
-            self._tied.sum_gradients()
-            expect_last()
+        self.pipeline.run(self._row_of(batch), self._inputs(batch), loss, expect_last)
+        self._tied.sum_gradients()  # these are what the replicas reduce
         self._way.backward_done()
         self._statistics.commit()
         times = self.pipeline.times
@@ -277,6 +282,10 @@ class ModelParallelTrainer(DividedState, Trainer):
 
     def _remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         return self._idle.remarks(rows)
+
+    def _kind_of(self, name: str) -> tuple[Any, ...]:
+        """Return which ranks hold a parameter, such that those who do reduce it alike."""
+        return self._tied.holders(name), name in self._divided
 
     def _row_of(self, batch: Microbatches) -> list[Action]:
         """Return what this rank does for a batch."""

@@ -129,7 +129,7 @@ class Saved(ABC):
             left = saved.leftovers()
             return {"part": part, "random": random, "progress": saved.progress, "leftovers": left}
 
-        return on_every_rank(self.comm, read)
+        return on_every_rank(self.comm, read, f"reading the checkpoint in {str(directory)!r}")
 
     def _pending_text(self, operation: str) -> str:
         return (

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pycomm.errors import ArgumentError
 from pycomm.mesh import Mesh
 from pycomm.parallel.delivery import deliver
 from pycomm.parallel.joined import joined
 from pycomm.parallel.parts import Part
-from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
+from pycomm.parallel.placement import move
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, on_every_rank
 from pycomm.parallel.splitting.split import Split
 from pycomm.parallel.stages import Stages
 from pycomm.parallel.tensor import Division, Plan, divisions, tensor_parallel
@@ -46,7 +47,6 @@ class StagesHere:
 def stages_here(
     stages: Stages,
     mesh: Mesh,
-    device: str | torch.device | None,
     tensor_plan: Plan | None,
     sequence: bool,
     memory_limit: int | str | None,
@@ -57,24 +57,30 @@ def stages_here(
     Args:
         stages: of the model.
         mesh: rank r of each pipeline of n has the stages r, r + n, r + 2n and so on.
-        device: see `placement.place`.
         tensor_plan, sequence: see `tensor_parallel`.
         memory_limit, state_ranks: see `Stages.check_memory`.
     """
     comm, whole = mesh.comm, stages.whole
-    here = place(whole, comm, device or ("cpu" if stages.deferred else None))
     check_same_model(whole, comm)
     described = describe(whole)
-    if mesh.shape["tp"] > 1:
-        tensor_parallel(whole, mesh["tp"], tensor_plan, sequence)
-    stages.build()
+
+    def divide() -> None:
+        tp = mesh["tp"]
+        if tp.size > 1 and tensor_parallel(whole, tp, tensor_plan, sequence) is not whole:
+            raise ArgumentError(f"tensor_plan={tensor_plan} replaces the model: name its layers")
+        stages.build()
+
+    on_every_rank(comm, divide, "dividing the model")
     mine = range(mesh.coords["pp"], len(stages.parts), mesh.shape["pp"])
-    stages.check_memory(memory_limit, mine, state_ranks)
+    measures = mesh.coords["dp"] == mesh.coords["pp"] == 0
+    stages.check_memory(memory_limit, mine, state_ranks, measures)
     module = joined([stages.parts[stage].module for stage in mine])
     divided = divisions(module)
     _give_values(stages, module, divided, mesh)
-    move(module, comm, here)
-    return StagesHere(described, stages.parts, stages.split, stages.ties, module, divided, here)
+    move(module, comm, stages.device)
+    return StagesHere(
+        described, stages.parts, stages.split, stages.ties, module, divided, stages.device
+    )
 
 
 def _give_values(

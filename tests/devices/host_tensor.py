@@ -154,6 +154,7 @@ def torch_on_double() -> Iterator[None]:
         "device_count": lambda: 1,
         "set_device": lambda device: None,
         "device": lambda device: contextlib.nullcontext(),
+        "synchronize": lambda device=None: HostArray.runtime.finish(),
         "max_memory_allocated": lambda device: 1_000_000,
         "get_rng_state": lambda device: generator.get_state(),
         "set_rng_state": lambda state, device: generator.set_state(state),

@@ -137,6 +137,48 @@ def test_model_parallel_has_the_bits_of_the_cpu(comm, layout) -> None:
         same_bits(on_cpu(other.module), on_cpu(trainer.module))
 
 
+class Watched(nn.Module):
+    """Says what it is called with, and where its weight is."""
+
+    def __init__(self, events: list):
+        super().__init__()
+        self.weight, self.tell = nn.Parameter(torch.ones(6).double()), events.append
+
+    def forward(self, x):
+        self.tell((type(x), self.weight.is_cuda))
+        return x * self.weight
+
+
+@pytest.mark.parametrize("given", ["with values", "on meta"])
+def test_layers_are_measured_where_they_train(comm, monkeypatch, given) -> None:
+    events: list = []
+    model = dense(0)
+    model.insert(0, Watched(events))
+    if given == "on meta":
+        model = model.to("meta")
+    with gpus(comm) as dev:
+        finish = torch.cuda.synchronize
+        monkeypatch.setattr(
+            torch.cuda, "synchronize", lambda d: (finish(d), events.append("waited"))
+        )
+        trainer = pycomm.ModelParallelTrainer(
+            model,
+            sgd,
+            cross_entropy,
+            dev,
+            2,
+            sample=samples(3, 0)[0],
+            device="cuda",
+            init=lambda name, module: None,
+        )
+        assert "measured time" in trainer.split.explain()
+        once = ["waited", (HostTensor, True), "waited", "waited"]  # before, forward, and backward
+        layer = once * 6  # one of which does not count
+        others = ["waited"] * 3 * 6 * 7
+        assert events == (layer + others if comm.rank == 0 else [])
+        monkeypatch.undo()
+
+
 def test_both_trainers_give_what_one_process_gives(comm) -> None:
     x, t = samples(8, 1)
     reference = dense(0)

@@ -31,11 +31,11 @@ CASES: list[tuple[str, dict]] = [
 class Everything(nn.Module):
     """Embedding and head share a weight; values skip stages; inputs and outputs are dicts."""
 
-    def __init__(self):
+    def __init__(self, depth: int):
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH)
-        self.down = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.up = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.down = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
         self.head.weight = self.words.weight
@@ -64,9 +64,10 @@ class Texts(Dataset):
         return {name: column[k] for name, column in self.inputs.items()}, self.targets[k]
 
 
-def everything(seed: int = 0) -> nn.Module:
+def everything(comm, seed: int = 0) -> nn.Module:
+    """Return a model that has layers for two stages on each rank."""
     torch.manual_seed(seed)
-    return Everything().double()
+    return Everything(max(4, comm.size)).double()
 
 
 def batch(count: int, seed: int):
@@ -126,9 +127,9 @@ def test_weights_are_those_of_one_process(comm, tmp_path, schedule: str, way) ->
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
         trainer = pycomm.ModelParallelTrainer(
-            everything(comm.rank), adamw, loss_fn, mesh, 3, schedule, **way
+            everything(comm, comm.rank), adamw, loss_fn, mesh, 3, schedule, **way
         )
-        reference = everything()
+        reference = everything(comm)
         single = adamw(list(reference.named_parameters()))
         for k, size in enumerate([8, 3, 11]):  # of 3 samples some pipelines get none
             inputs, targets = batch(size, k)
@@ -143,14 +144,14 @@ def test_fit_and_evaluate_on_dicts(comm) -> None:
     data, found = Texts(11), []
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
-        trainer = pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, mesh, 2)
+        trainer = pycomm.ModelParallelTrainer(everything(comm), sgd, loss_fn, mesh, 2)
         trainer.fit(data, epochs=2, batch_size=4, progress=False)
         result = trainer.evaluate(data, batch_size=5)
         assert result["count"] == 11
         found.append(result["loss"])
         mesh.close()
     alone = comm.split(comm.rank)
-    single = pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, alone, 1)
+    single = pycomm.ModelParallelTrainer(everything(comm), sgd, loss_fn, alone, 1)
     single.fit(data, epochs=2, batch_size=4, progress=False)
     assert found == pytest.approx([single.evaluate(data)["loss"]] * len(found), abs=1e-10)
 
@@ -158,7 +159,7 @@ def test_fit_and_evaluate_on_dicts(comm) -> None:
 def test_a_cut_through_a_tie_that_cannot_be_resolved(comm) -> None:
     if comm.size == 1:
         pytest.skip("there is no cut")
-    model = everything()
+    model = everything(comm)
     del model.head.weight
     model.head.weight = nn.Parameter(model.words.weight.detach().t())
     mesh = pycomm.Mesh(comm, dp=None, pp=comm.size)
@@ -174,7 +175,7 @@ def test_more_stages_than_layers_in_every_pipeline(comm) -> None:
     stages = 20 * mesh.shape["pp"]
     with pytest.raises(ArgumentError, match=f"layers cannot be split into {stages} parts"):
         pycomm.ModelParallelTrainer(
-            everything(), sgd, loss_fn, mesh, 2, "interleaved", stages_per_rank=20
+            everything(comm), sgd, loss_fn, mesh, 2, "interleaved", stages_per_rank=20
         )
 
 
@@ -183,7 +184,7 @@ def test_a_sample_on_one_rank_only(comm) -> None:
         pytest.skip("one rank cannot differ")
     sample = batch(2, 0)[0] if comm.rank == 0 else None
     with pytest.raises(MismatchError, match="sample, seed or memory_limit differ: rank 0 has .*in"):
-        pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, comm, sample=sample)
+        pycomm.ModelParallelTrainer(everything(comm), sgd, loss_fn, comm, sample=sample)
 
 
 def test_a_batch_that_cannot_be_cut_is_told_on_every_rank(comm) -> None:
@@ -197,6 +198,6 @@ def test_a_batch_that_cannot_be_cut_is_told_on_every_rank(comm) -> None:
         (uneven, None, r"rank 0: ArgumentError: the tensors of a batch have \[3, 6\] samples"),
         (inputs, no_weight, f"rank {last}: ValueError: no weight"),
     ):
-        trainer = pycomm.ModelParallelTrainer(everything(), sgd, loss_fn, comm, weight=weight)
+        trainer = pycomm.ModelParallelTrainer(everything(comm), sgd, loss_fn, comm, weight=weight)
         with pytest.raises(ArgumentError, match=match):
             trainer.step(x, targets)

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 import pycomm
 from pycomm.errors import ArgumentError, UnsupportedError
+from pycomm.parallel.compression import METHODS
 from tests.mpi.test_leftovers import assert_close, largest_left, left, states, total
 from tests.training import adamw, assert_same_bits, dense, samples, shared_folder
 from tests.training import one_thread as one_thread
@@ -79,14 +80,103 @@ def test_residuals_of_shards_are_refused_before_training(comm, tmp_path) -> None
     assert left(trainer)
 
 
-def test_tied_weights_and_loss_scales_are_not_compressed(comm) -> None:
+def test_a_loss_scale_is_not_compressed(comm) -> None:
     with pytest.raises(ArgumentError, match="with precision='fp16': what is left over would"):
         pycomm.ModelParallelTrainer(
             dense(), adamw, cross_entropy, comm, precision="fp16", compression="bf16"
         )
-    if comm.size != 2:
-        return
-    tied = nn.Linear(6, 6).double()
-    layers = nn.Sequential(tied, nn.ReLU(), nn.Linear(6, 6).double(), tied)
-    with pytest.raises(UnsupportedError, match=r"'0.weight' in stages 0, 1, which would not stay"):
-        make(comm, model=layers, pp=2)
+
+
+def tied(seed: int = 0) -> nn.Sequential:
+    """Return layers of which the first and the last have one weight."""
+    model = nn.Sequential(*dense(seed), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8)).double()
+    model[-1].weight = model[0].weight
+    return model
+
+
+def in_two(ranks: int) -> dict[str, int]:
+    """Return a layout of two stages, or of as many as there are ranks."""
+    return {"dp": ranks // 2, "pp": 2} if ranks % 2 == 0 else {"dp": 1, "pp": ranks}
+
+
+def steps(trainer) -> float:
+    """Train, and return the last loss."""
+    mesh = trainer.mesh
+    for k in range(6):
+        x, t = samples(8 * mesh.shape["dp"], k)
+        mine = slice(8 * mesh.coords["dp"], 8 * mesh.coords["dp"] + 8)
+        loss = trainer.step(x[mine], t[mine])
+    return loss
+
+
+def assert_equal_copies(comm, trainer, names) -> None:
+    """Check that whoever holds a parameter of some names has the same bits."""
+    mine = {n: p.detach() for n, p in trainer.module.named_parameters() if n in names}
+    everyone = comm.all_gather_object(mine)
+    for name in names:
+        copies = [of_rank[name] for of_rank in everyone if name in of_rank]
+        assert all(torch.equal(copy, copies[0]) for copy in copies), name
+
+
+@pytest.mark.parametrize("method", [*METHODS, "topk:0.3"])
+def test_tied_weights_stay_equal(comm, method: str) -> None:
+    trainer = make(comm, model=tied(), compression=method, **in_two(comm.size))
+    plain = make(comm, model=tied(), compression=None, **in_two(comm.size))
+    loss, expected = steps(trainer), steps(plain)
+    assert_equal_copies(comm, trainer, {"0.weight"})
+    if method in ("bf16", "fp16", "fp8", "int8"):
+        assert 0 < abs(loss - expected) < 0.02 * expected
+
+
+@pytest.mark.parametrize("method", ["topk:0.3", "int8"])
+def test_tied_weights_are_resumed_with_the_same_bits(comm, tmp_path, method: str) -> None:
+    folder, places = shared_folder(comm, tmp_path), in_two(comm.size)
+    expected = make(comm, model=tied(), compression=method, **places)
+    train(expected, 6)
+    first = make(comm, model=tied(), compression=method, **places)
+    train(first, 3, folder)
+    left_over, largest = total_once(comm, first), max(comm.all_gather_object(largest_left(first)))
+    resumed = make(comm, model=tied(1), compression=method, **places)
+    train(resumed, 6, folder)
+    assert_same_bits(resumed.module, expected.module)
+    other = make(comm, model=tied(1), compression=method, dp=comm.size)
+    first.save(folder / "other")
+    other.load(folder / "other")
+    assert_close(total_once(comm, other), left_over, largest)
+
+
+def total_once(comm, trainer) -> dict[str, torch.Tensor]:
+    """Return what is left on all ranks, of tied weights on one of those that hold them."""
+    counts = trainer._tied.counts
+    found = total(comm, trainer)
+    twice = {n for n in left(trainer) if not counts(n)}
+    for name in set().union(*comm.all_gather_object(twice)):
+        found[name] /= 2
+    return found
+
+
+@pytest.mark.parametrize("method", [*METHODS, "topk:0.3"])
+def test_what_all_of_a_tensor_parallel_group_have_stays_equal(comm, method: str) -> None:
+    tp = 2 if comm.size % 2 == 0 else comm.size
+
+    def divided(compression):
+        mesh = pycomm.Mesh(comm, dp=None, tp=tp)
+        return pycomm.ModelParallelTrainer(
+            dense(),
+            adamw,
+            cross_entropy,
+            mesh,
+            2,
+            tensor_plan={"0": "column", "2": "row"},
+            compression=compression,
+        )
+
+    trainer = divided(method)
+    loss, expected = steps(trainer), steps(divided(None))
+    shards = {"0.weight", "0.bias", "2.weight"} if tp > 1 else set()
+    assert set(trainer._divided) == shards
+    names = {name for name, _ in trainer.module.named_parameters()}
+    assert_equal_copies(comm, trainer, names - shards)
+    assert_equal_copies(trainer.mesh["dp"], trainer, shards)
+    if method in ("bf16", "fp16", "fp8", "int8"):
+        assert 0 < abs(loss - expected) < 0.02 * expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,38 +12,41 @@ from torch.nn.functional import cross_entropy
 
 import pycomm
 from pycomm.parallel.initial_values.source import source_of
-from pycomm.workloads import models
-from tests.mpi.test_hybrid import TASK, layouts, loss_fn, my_share, one_step, tokens, whole_weights
+from tests.mpi.test_hybrid import (
+    built,
+    layouts,
+    loss_fn,
+    my_share,
+    one_step,
+    tokens,
+    whole_weights,
+)
 from tests.training import one_thread as one_thread
 from tests.training import sgd, shared_folder
 
 
-def gpt() -> nn.Module:
-    return models.gpt(TASK, width=12, blocks=3, heads=12).double()
-
-
-def on_meta() -> nn.Module:
+def on_meta(comm) -> nn.Module:
     with torch.device("meta"):
-        return gpt()
+        return built(comm)
 
 
-def alone(kind: str) -> nn.Module:
+def alone(comm, kind: str) -> nn.Module:
     """Return what one process has."""
     torch.manual_seed(3)
     if kind == "factory":
-        return gpt()
-    model = on_meta()
+        return built(comm)
+    model = on_meta(comm)
     source_of(model, seed=3).fill(model, lambda name, whole: whole)
     return model
 
 
 @pytest.mark.parametrize("kind", ["factory", "meta"])
 def test_every_layout_has_the_values_of_one_process(comm, tmp_path, kind: str) -> None:
-    folder, reference = shared_folder(comm, tmp_path), alone(kind)
+    folder, reference = shared_folder(comm, tmp_path), alone(comm, kind)
     for layout in layouts(comm.size):
         mesh = pycomm.Mesh(comm, **layout)
         torch.manual_seed(3 + comm.rank)  # rank 0's state counts
-        given = gpt if kind == "factory" else on_meta()
+        given = partial(built, comm) if kind == "factory" else on_meta(comm)
         trainer = pycomm.ModelParallelTrainer(given, sgd, loss_fn, mesh, 2, clip_norm=0.1, seed=3)
         weights = whole_weights(comm, trainer, folder / str(mesh))
         for name, p in reference.named_parameters():

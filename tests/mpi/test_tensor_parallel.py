@@ -148,6 +148,43 @@ def test_keyed_dropout_drops_what_one_process_drops(comm, sequence, batch_first)
     assert_gradients(comm, model, reference)
 
 
+class Attending(nn.Module):
+    """Attention alone, on (length, batch, width) or (batch, length, width)."""
+
+    def __init__(self, comm, batch_first: bool, need_weights: bool):
+        super().__init__()
+        torch.manual_seed(4)
+        heads = 2 * comm.size
+        self.attention = nn.MultiheadAttention(
+            3 * heads, heads, dropout=0.3, batch_first=batch_first
+        )
+        self.after, self.weights = nn.Dropout(0.3), need_weights
+
+    def forward(self, x):
+        mixed, weights = self.attention(x, x, x, need_weights=self.weights)
+        return self.after(mixed).sum() if weights is None else self.after(mixed).sum() + weights[0]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_has_its_batch_first_whatever_is_said_of_others(
+    comm, batch_first: bool, need_weights: bool
+) -> None:
+    reference = Attending(comm, batch_first, need_weights).double()
+    model = tensor_parallel(copy.deepcopy(reference), comm, {"attention": "attention"})
+    shape = (BATCH, LENGTH) if batch_first else (LENGTH, BATCH)
+    x = torch.randn(*shape, 6 * comm.size, generator=torch.Generator().manual_seed(1)).double()
+    results = []
+    for m in (model, reference):
+        keyed = KeyedDropout(m, 5, batch_dims={"*": 1 - batch_first})
+        with keyed(step=3, first_sample=4, samples=BATCH):
+            results.append(m(x))
+    y, expected = results
+    assert (y - expected).norm() <= 1e-13 * expected.norm()
+    with KeyedDropout(reference, 5, {"*": 1 - batch_first})(3, 0, BATCH):
+        assert not torch.allclose(reference(x), expected), "it drops"
+
+
 @pytest.mark.parametrize("sequence", [False, True])
 def test_with_data_parallelism(comm, sequence: bool) -> None:
     if comm.size % 2:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
+import pycomm
 from pycomm.errors import ArgumentError
 from pycomm.parallel.ties import Tie, TiedWeights
+from tests.training import samples, sgd
 
 
 def part_of(comm, names) -> nn.Module:
@@ -82,3 +85,38 @@ def test_a_part_without_the_parameter(comm) -> None:
         pytest.skip("there is nothing to tie")
     with pytest.raises(ArgumentError, match="has no parameter 'bb', which is tied over ranks"):
         TiedWeights(ties_of(comm)[1:], part_of(comm, ["own"]), comm)
+
+
+def tied_ends(comm) -> nn.Sequential:
+    """Return layers of which the first and the last have one weight."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6) for _ in range(comm.size + 2)]
+    layers[-1].weight = layers[0].weight
+    return nn.Sequential(*layers).double()
+
+
+def test_only_tied_gradients_wait_for_the_pipelines_end(comm, monkeypatch) -> None:
+    if comm.size == 1:
+        pytest.skip("there is nothing to tie")
+    pp = 2 if comm.size % 2 == 0 else comm.size
+    mesh = pycomm.Mesh(comm, dp=None, pp=pp)
+    trainer = pycomm.ModelParallelTrainer(
+        tied_ends(comm), sgd, cross_entropy, mesh, 2, shard=False, bucket_bytes=100
+    )
+    reducer, add_up, begun = trainer._way.reducer, TiedWeights.sum_gradients, []
+
+    def spy(tied: TiedWeights) -> None:
+        begun.append({s.name for bucket in reducer.buckets[: reducer._next] for s in bucket.slots})
+        add_up(tied)
+
+    monkeypatch.setattr(TiedWeights, "sum_gradients", spy)
+    for step in range(2):
+        trainer.step(*samples(4, mesh.coords["dp"] + 2 * step))
+    names = {name for name, _ in trainer.module.named_parameters()}
+    ends = mesh.coords["pp"] in (0, pp - 1)
+    assert ("0.weight" in names) == ends
+    assert begun == [names - {"0.weight"}] * 2
+    assert (reducer.buckets[-1].slots[0].name == "0.weight") == ends
+    mine = dict(trainer.module.named_parameters()).get("0.weight")
+    copies = [p for p in comm.all_gather_object(mine) if p is not None]
+    assert all(torch.equal(p, copies[0]) for p in copies)

@@ -81,13 +81,13 @@ def test_ranks_that_do() -> None:
 def test_too_much_is_refused_with_the_numbers() -> None:
     comm = pycomm.init()
     need = Need(3 << 20, 3 << 20, 6 << 20, 1 << 20)
-    check_memory(comm, "13 MiB", need)
+    check_memory(comm, "13 MiB", lambda: need)
     with pytest.raises(ArgumentError) as caught:
-        check_memory(comm, (13 << 20) - 1, need, lambda limit: 3)
+        check_memory(comm, (13 << 20) - 1, lambda: need, lambda limit: 3)
     text = str(caught.value)
     assert "memory_limit=13.00 MiB is not enough on 1 of 1 ranks" in text
     assert "rank 0 needs 13.00 MiB (parameters 3.00 MiB, gradients 3.00 MiB, " in text
     assert "optimizer state 6.00 MiB, activations 1.00 MiB)" in text
     assert "split over 3 ranks by ModelParallelTrainer it fits" in text
     with pytest.raises(ArgumentError, match="no number of ranks is enough"):
-        check_memory(comm, 1, need)
+        check_memory(comm, 1, lambda: need)

@@ -51,6 +51,14 @@ def test_times_are_those_of_the_layers() -> None:
     assert "balanced by measured time" in made.explain() and " ms" in made.explain()
 
 
+def test_layers_may_change_what_they_take() -> None:
+    x = torch.randn(2, 4)
+    before = x.clone()
+    measured = profile(read([nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True)]), x)
+    assert all(m.backward_s > 0 for m in measured)
+    assert torch.equal(x, before)
+
+
 def test_activations_are_what_backward_needs() -> None:
     x = torch.randn(10, 100)
     measured = profile(read([nn.Linear(100, 50), nn.Tanh(), nn.Identity()]), x, repetitions=1)

@@ -10,7 +10,7 @@ import torch
 
 from pycomm.errors import ArgumentError
 from pycomm.parallel.memory import Optimizer, state_bytes
-from pycomm.parallel.profile import profile
+from pycomm.parallel.profile import REPETITIONS, LayerProfile, profile
 from pycomm.parallel.splitting.flow import Flow
 
 if TYPE_CHECKING:
@@ -28,12 +28,20 @@ class Sample:
         in_flight: how many microbatches' activations a part holds at once, for "memory".
         optimizer: the factory, for the size of its state, for "memory".
         comm: the ranks that agree on the costs: rank 0 measures; None for this one alone.
+        device: where it does; None: where the model is.
+        measures: see `profile`.
     """
 
     inputs: Any = None
     in_flight: int = 1
     optimizer: Optimizer = lambda named: torch.optim.AdamW(named)
     comm: Communicator | None = None
+    device: torch.device | None = None
+    measures: bool | None = None
+
+    def profiled(self, flow: Flow, repetitions: int = REPETITIONS) -> list[LayerProfile]:
+        """Return what each layer was measured to cost; every rank must call this."""
+        return profile(flow, self.inputs, self.comm, repetitions, self.device, self.measures)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def costs_of(flow: Flow, balance: str | Sequence[float], sample: Sample | None) 
         return Costs(memory_costs(flow, sample), "bytes", "memory")
     if sample.inputs is None:
         raise ArgumentError("balance='time' needs sample=, with a microbatch of inputs to measure")
-    measured = profile(flow, sample.inputs, sample.comm)
+    measured = sample.profiled(flow)
     return Costs([m.seconds for m in measured], "s", "measured time")
 
 
@@ -83,7 +91,7 @@ def memory_costs(flow: Flow, sample: Sample) -> list[float]:
         costs.append(float(own + sum(states.get(name_of[id(p)], 0) for p in parameters)))
     if sample.inputs is None:
         return costs
-    measured = profile(flow, sample.inputs, sample.comm)
+    measured = sample.profiled(flow)
     return [cost + m.activation_bytes * sample.in_flight for cost, m in zip(costs, measured)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,8 +98,12 @@ class Flow:
                     yield from found.parameters()
 
 
-def chain(layers: Layers) -> Flow:
+def chain(root: nn.Module, layers: Layers) -> Flow:
     """Return the flow of layers that are applied one after the other, each to the result before.
+
+    Args:
+        root: the model.
+        layers: in it, by name.
 
     Raises:
         ArgumentError: there are none.
@@ -112,7 +115,7 @@ def chain(layers: Layers) -> Flow:
     for name, _ in layers:
         value = graph.call_module(name, (value,))
     graph.output(value)
-    return Flow(nn.Sequential(OrderedDict(layers)), graph, {})
+    return Flow(root, graph, {})
 
 
 def _owns(node: fx.Node) -> bool:

@@ -47,6 +47,6 @@ def read(
         layers = layers_of(root)
         enough = len(layers) >= stages or not layers
         if enough and not any("." in cut for cut in cuts) and not leaves:
-            return chain(layers)
+            return chain(root, layers)
         inputs = None
     return trace(root, Blocks(root, leaves, cuts), inputs)

@@ -147,7 +147,7 @@ class HeadsAttention(Divided):
     def _these_heads(self) -> AbstractContextManager[None]:
         """Say to keyed dropout which heads these are, in (batch, heads, length, keys)."""
         comm = self.edge.comm
-        return part_of(1, comm.rank * self.num_heads, comm.size * self.num_heads)
+        return part_of(1, comm.rank * self.num_heads, comm.size * self.num_heads, batch=0)
 
     def _explicitly(
         self,
