@@ -43,6 +43,15 @@ class Saving:
         """Whether anything is saved."""
         return self.directory is not None
 
+    @property
+    def advice(self) -> str:
+        """What to do when the state of training is lost."""
+        if self.on:
+            return (
+                f"start again with checkpoint={str(self.directory)!r}, to go on from the last one"
+            )
+        return "start again, with checkpoint=, a folder, to have something to go on from"
+
     def due(self, step: int) -> bool:
         """Say whether it is time to save after `step` steps."""
         return self.every is not None and step % self.every == 0
