@@ -239,11 +239,11 @@ def make_update(
         copies: see ShardedUpdate.
 
     Raises:
-        ArgumentError: `share` with `shard=False`, or `compression` with shards.
+        ArgumentError: `share` with `shard=False`, or `compression` or `algorithm` with shards.
         UnsupportedError: `share` on ranks that share no memory, or with an optimizer that cannot
             be given parts of parameters.
     """
-    _check_shards(comm.rank, shard, share, compression)
+    _check_shards(comm.rank, shard, share, algorithm, compression)
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     divisible = optimizer is not None and _is_divisible(optimizer, trained)
     if share and not divisible:
@@ -280,15 +280,19 @@ def make_update(
 
 
 def _check_shards(
-    rank: int, shard: bool | None, share: bool, compression: str | Factory | None
+    rank: int,
+    shard: bool | None,
+    share: bool,
+    algorithm: str | None,
+    compression: str | Factory | None,
 ) -> None:
     if share and shard is False:
         raise ArgumentError(f"rank {rank}: share=True needs shards: leave out shard=False")
-    if compression is not None and (share or shard):
-        raise ArgumentError(
-            f"rank {rank}: compression={compression!r} is for whole gradients: leave out "
-            "shard and share"
-        )
+    for name, value in {"compression": compression, "algorithm": algorithm}.items():
+        if value is not None and (share or shard):
+            raise ArgumentError(
+                f"rank {rank}: {name}={value!r} is for whole gradients: leave out shard and share"
+            )
 
 
 def _is_divisible(

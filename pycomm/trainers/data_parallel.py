@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -20,12 +19,13 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.copies import Copies
 from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import check_equal, check_same_model, copy_from_rank_0
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.sharded_update import ShardedUpdate, make_update
 from pycomm.parallel.stages import check_replica_memory
 from pycomm.parallel.sync_batch_norm import convert
 from pycomm.trainers import batches
+from pycomm.trainers.arguments import check_replica
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
 from pycomm.trainers.compressing import check_compression
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
@@ -34,6 +34,7 @@ from pycomm.trainers.pause import Pause
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
+from pycomm.trainers.returned import check_same_optimizer, number, scalar
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -114,7 +115,16 @@ class DataParallelTrainer(Trainer):
         batch_dims: Mapping[str, int | None] | None = None,
         memory_limit: int | str | None = None,
     ):
-        check_equal(comm, "shard and share", (shard, share))
+        self._how: dict[str, Any] = {
+            "bucket_bytes": bucket_bytes,
+            "algorithm": algorithm,
+            "check_finite": check_finite,
+            "compression": compression,
+            "shard": shard,
+            "share": share,
+        }
+        others = {"checksums": checksums, "batch_dims": batch_dims, "memory_limit": memory_limit}
+        check_replica(module, optimizer, comm, **self._how, **others)
         check_replica_memory(module, optimizer, comm, memory_limit, shard)
         place_here = place(module, comm, device)
         move(module, comm, place_here)
@@ -133,15 +143,8 @@ class DataParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
+        check_same_optimizer(self.optimizer, module, comm)
         check_compression(compression, precision)
-        self._how: dict[str, Any] = {
-            "bucket_bytes": bucket_bytes,
-            "algorithm": algorithm,
-            "check_finite": check_finite,
-            "compression": compression,
-            "shard": shard,
-            "share": share,
-        }
         self._checksums_every = checksums
         self._pause = Pause()
         self._connect(None)
@@ -236,7 +239,7 @@ class DataParallelTrainer(Trainer):
         if weight:
             x, t = batches.moved((inputs, targets), self.device)
             with self._forward_context(), self._randomness(self.progress.step, *place):
-                loss = self.loss_fn(self.module(x), t)
+                loss = scalar(self.loss_fn(self.module(x), t), self.comm.rank)
             (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
         elif self._together:
@@ -252,9 +255,9 @@ class DataParallelTrainer(Trainer):
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         if inputs is None:
             return no_sums(metrics)
-        weight = float(self._weight(targets))
+        weight = self._weight_of(targets)
         x, t = batches.moved((inputs, targets), self.device)
-        return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
+        return batch_sums(self.module(x), t, self.loss_fn, weight, metrics, self.comm.rank)
 
     def _memory(self) -> dict[str, int]:
         copies = self._copies
@@ -284,12 +287,10 @@ class DataParallelTrainer(Trainer):
             raise ArgumentError(
                 f"rank {self.comm.rank} got only one of inputs and targets: pass both or neither"
             )
-        weight = 0.0 if inputs is None else float(self._weight(targets))
-        if not 0 <= weight < math.inf:
-            raise ArgumentError(
-                f"weight(targets) is {weight} on rank {self.comm.rank}: must be ≥ 0"
-            )
-        return weight
+        return 0.0 if inputs is None else self._weight_of(targets)
+
+    def _weight_of(self, targets: Any) -> float:
+        return number(self._weight(targets), "weight(targets)", self.comm.rank)
 
     def _sum(self, value: float) -> float:
         return float(self.comm.all_reduce(np.array([value], np.float64))[0])
