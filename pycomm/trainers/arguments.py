@@ -114,7 +114,7 @@ def check_step(
         check_whole(accumulate=accumulate)
         real = isinstance(clip_norm, (int, float)) and not isinstance(clip_norm, bool)
         if clip_norm is not None and not (real and clip_norm > 0):
-            raise ArgumentError(f"clip_norm={clip_norm!r} must be a positive number, or None")
+            raise ArgumentError(f"clip_norm={clip_norm!r} must be positive, or None")
         if check_finite and precision == "fp16":
             raise ArgumentError("check_finite=True with precision='fp16', which leaves them out")
 

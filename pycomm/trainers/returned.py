@@ -25,22 +25,26 @@ def made_by(
     Every rank must call this.
 
     Raises:
-        ArgumentError: it is no optimizer, or of other parameters; raised on all.
+        ArgumentError: it is no optimizer, or of other parameters, or the factory raised
+            ValueError, as torch's do for values out of range; raised on all.
         UnsupportedError: its `step` needs a closure; raised on all.
     """
     named = list(module.named_parameters())
-    made = factory(list(named)) if named else None
 
-    def check() -> None:
+    def make() -> torch.optim.Optimizer | None:
+        try:
+            made = factory(list(named)) if named else None
+        except ValueError as error:
+            raise ArgumentError(f"optimizer(…) raised ValueError: {error}") from error
         if named and not isinstance(made, torch.optim.Optimizer):
             raise ArgumentError(
                 f"optimizer(…) returned {made!r}, which is no torch.optim.Optimizer"
             )
         if made is not None:
             _check_optimizer(made, {id(p) for _, p in named})
+        return made
 
-    on_every_rank(comm, check)
-    return made
+    return on_every_rank(comm, make)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, known: set[int]) -> None:
