@@ -35,7 +35,7 @@ def made_by(
         try:
             made = factory(list(named)) if named else None
         except ValueError as error:
-            raise ArgumentError(f"optimizer(…) raised ValueError: {error}") from error
+            raise ArgumentError(f"optimizer(…) refused its values: {error}") from error
         if named and not isinstance(made, torch.optim.Optimizer):
             raise ArgumentError(
                 f"optimizer(…) returned {made!r}, which is no torch.optim.Optimizer"

@@ -56,7 +56,7 @@ CONSTRUCTED = [
     ({"optimizer": sgd(ELSEWHERE)}, "is no function that makes the optimizer"),
     ({"optimizer": lambda named: None}, r"optimizer\(…\) returned None, which is no torch\.optim"),
     ({"optimizer": lambda named: sgd(ELSEWHERE)}, "2 parameters of SGD are not those of the mod"),
-    ({"optimizer": lambda named: sgd(named, lr=-1)}, "raised ValueError: Invalid learning rate"),
+    ({"optimizer": lambda named: sgd(named, lr=-1)}, "refused its values: Invalid learning rate"),
     ({"loss_fn": torch.nn.MSELoss}, r"loss_fn=MSELoss is a class: pass MSELoss\(\)"),
     ({"accumulate": True}, "accumulate=True must be an integer ≥ 1"),
     ({"clip_norm": "1"}, "clip_norm='1' must be positive, or None"),
