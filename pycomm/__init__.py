@@ -19,6 +19,7 @@ from pycomm.errors import (
     NonFiniteError,
     RankFailedError,
     StageError,
+    StateLostError,
     UnsupportedError,
 )
 from pycomm.kernels.numba_ops import reduce_op
@@ -60,6 +61,7 @@ __all__ = [
     "NonFiniteError",
     "RankFailedError",
     "StageError",
+    "StateLostError",
     "ReduceOp",
     "UnsupportedError",
     "Work",

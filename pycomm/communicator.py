@@ -87,9 +87,8 @@ class Communicator(Collectives, Messages):
         """
         config = Config.from_environment()
         seconds = config.timeout if timeout is None else checked_timeout(timeout)
-        wire = MpiWire(import_mpi()[0], mpi_comm, config)
-        world = World(wire, config, seconds)
-        return cls(world, range(wire.size), world.new_context())
+        world = World(MpiWire(import_mpi()[0], mpi_comm.Dup(), config), config, seconds)
+        return cls(world, range(world.wire.size), world.new_context())
 
     def _quick_calls(self) -> Any:
         """Return what does simple calls at once; nothing does if each needs more than that."""
@@ -192,6 +191,7 @@ class Communicator(Collectives, Messages):
         and those split from it, cannot be used any more.
 
         Raises:
+            RankFailedError: another one died meanwhile: call it once more.
             UnsupportedError: the job ends when a rank dies: it was not started by mpirun --with-ft
                 ulfm; or this communicator has not all ranks of the job.
         """
@@ -201,7 +201,8 @@ class Communicator(Collectives, Messages):
                 f"rank {self.rank}: this communicator has {self.size} of {wire.size} ranks: only "
                 "one of all ranks, of which others are left, can shrink"
             )
-        return self.from_mpi(wire.shrink(), self.timeout)
+        world = World(wire.shrink(), self.config, self.timeout)
+        return Communicator(world, range(world.wire.size), world.new_context())
 
     def explain(self, kind: str, nbytes: int) -> str:
         """Say which algorithm a collective would use and why, the predicted time, and from what.

@@ -76,3 +76,7 @@ class RankFailedError(CommError):
     def __init__(self, message: str = "", ranks: tuple[int, ...] = ()):
         super().__init__(message)
         self.ranks = ranks
+
+
+class StateLostError(RankFailedError):
+    """Ranks died that alone had a part of what is trained; raised on every survivor."""

@@ -31,7 +31,7 @@ class Links:
         self._tag = world.tag(context)
         self._stats = stats
         rank = processes.index(world.wire.rank)
-        self._peers = Peers(lambda: world.neighbours, processes, rank)
+        self._peers = Peers(lambda: world.neighbours, processes, rank, world.wire.failed)
         self.patience = Patience(world.timeout, stats, self._peers, world.mailbox.progress)
         self.memory: SharedMemory | None = None
         self.shared: SharedMemory | None = None

@@ -140,19 +140,33 @@ class Neighbours:
         return stacks.look_at(*self._where[process])
 
 
+def _fates(dead: Iterable[int]) -> dict[int, str]:
+    """Return what is known while nobody has looked at how they died."""
+    fates = dict.fromkeys(dead, "died")
+    if fates:
+        _native.never_finalize()
+    return fates
+
+
 class Peers:
     """The ranks of one communicator, for those who wait for them.
 
     Args:
         neighbours: returns what is known of the processes; None while nothing is.
         ranks: the communicator's ranks as processes.
+        rank: this one.
+        failed: returns the processes that the wire knows to be dead.
     """
 
     def __init__(
-        self, neighbours: Callable[[], Neighbours | None], ranks: Sequence[int], rank: int
+        self,
+        neighbours: Callable[[], Neighbours | None],
+        ranks: Sequence[int],
+        rank: int,
+        failed: Callable[[], Iterable[int]],
     ):
         self.memory: SharedMemory | None = None
-        self._neighbours = neighbours
+        self._neighbours, self._failed = neighbours, failed
         self._ranks = ranks
         self._rank = rank
 
@@ -166,7 +180,7 @@ class Peers:
     def failure(self, what: object) -> RankFailedError | None:
         """Return the error for `what`, an operation, if a rank has died."""
         neighbours = self._neighbours()
-        fates = neighbours.fates() if neighbours else None
+        fates = neighbours.fates() if neighbours else _fates(self._failed())
         if not fates:
             return None
         dead = {self._ranks.index(p): fates[p] for p in fates if p in self._ranks}

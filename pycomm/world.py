@@ -68,7 +68,7 @@ class World:
             _logger.info("no MPI (%s): this process is alone", error)
             return cls(LoopbackWire(), config, timeout)
         finalize_on_success(finalize)
-        return cls(MpiWire(mpi, mpi.COMM_WORLD, config), config, timeout)
+        return cls(MpiWire(mpi, mpi.COMM_WORLD.Dup(), config), config, timeout)
 
     def tune(self, broadcast: Callable[[Tuning | None], Tuning]) -> None:
         """Choose as rank 0 does from now on; collective, by a broadcast of its object."""

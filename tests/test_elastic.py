@@ -15,8 +15,11 @@ import json, os, shutil, sys, torch
 import pycomm
 import pycomm.neighbours
 from pycomm.parallel.copies import Copies
+from pycomm.parallel.flat_parameters import FlatParameters
 from pycomm.parallel.fused_update import _Table
 from pycomm.parallel.generation import Generation
+from pycomm.parallel.whole_update import WholeUpdate
+from pycomm.transport.mpi import MpiWire
 
 folder, how = sys.argv[1], json.loads(sys.argv[2])
 if "ranks_on_a_host" in how:  # as if it were several
@@ -39,9 +42,17 @@ def die(where):
 
 def then_die(cls, method, where):
     whole = getattr(cls, method)
-    def called(*args):
-        whole(*args)
+    def called(*args, **options):
+        result = whole(*args, **options)
         die(where)
+        return result
+    setattr(cls, method, called)
+
+def first_die(cls, method, where):
+    whole = getattr(cls, method)
+    def called(*args, **options):
+        die(where)
+        return whole(*args, **options)
     setattr(cls, method, called)
 
 def write_half(self, tensors):
@@ -52,6 +63,14 @@ def write_half(self, tensors):
 write, Generation.write = Generation.write, write_half
 then_die(_Table, "update", "own pieces updated")
 then_die(Copies, "_send", "copies sent")
+first_die(MpiWire, "shrink", "before the shrink")
+then_die(MpiWire, "shrink", "after the shrink")
+then_die(pycomm.neighbours.Neighbours, "_watch", "survivors meet")
+then_die(Generation, "put_together", "copies are read")
+then_die(FlatParameters, "__init__", "rebuilding")
+first_die(WholeUpdate, "__init__", "rebuilding")
+first_die(WholeUpdate, "recover", "state is taken over")
+then_die(pycomm.DataParallelTrainer, "survive", "recovered")
 
 class Dies(torch.nn.Module):
     def forward(self, x):
@@ -176,12 +195,56 @@ def test_all_of_a_host_at_once(open_mpi, tmp_path) -> None:
     check_goes_on(tmp_path, 4, [([2, 3], 4, "forward")], options=SHARD, ranks_on_a_host=2)
 
 
-def test_neighbours_that_share_no_memory_must_not_die_at_once(open_mpi, tmp_path) -> None:
-    death = [1, 2], 4, "forward"
-    ended, status, log = train(3, tmp_path, [death], options=SHARD, shared_memory=False)
+PLAIN = {"shard": False}
+APART = {"options": SHARD, "shared_memory": False}
+
+
+@pytest.mark.parametrize(
+    ("dies", "where", "how"),
+    [
+        (1, "before the shrink", {"options": SHARD}),
+        (0, "after the shrink", {"options": PLAIN}),
+        (1, "after the shrink", APART),
+        (2, "survivors meet", {"options": SHARD}),
+        (0, "copies are read", {"options": SHARE}),
+        (1, "state is taken over", {"options": PLAIN}),
+        (0, "rebuilding", {"options": SHARD, "rule": "rmsprop"}),
+        (1, "rebuilding", {"options": PLAIN}),
+        (2, "copying", {"options": SHARD}),
+        (1, "copies sent", APART),
+        (0, "recovered", {"options": SHARD, "rule": "sgd"}),
+    ],
+)
+def test_another_one_while_the_others_recover(open_mpi, tmp_path, dies, where, how) -> None:
+    log = check_goes_on(tmp_path, 4, [([3], 5, "forward"), ([dies], 5, where)], **how)
+    assert re.search(r"2 ranks go on from step 5, ready in \d+\.\d\d s", log)
+
+
+def test_all_others_while_the_others_recover(open_mpi, tmp_path) -> None:
+    deaths = [([3], 5, "forward"), ([1], 5, "copies are read"), ([2], 5, "rebuilding")]
+    log = check_goes_on(tmp_path, 4, deaths, options=SHARD)
+    assert re.search(r"rank 3 .*; meanwhile .*; 1 ranks go on from step 5", log, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "lost"),
+    [
+        ([([1, 2], 4, "forward")], "rank 1, whose copy rank 2 had"),
+        ([([3], 4, "forward"), ([0], 4, "copies are read")], "rank 3, whose copy rank 0 had"),
+    ],
+)
+def test_what_only_the_dead_had_is_lost(open_mpi, tmp_path, deaths, lost) -> None:
+    folder, dead = tmp_path / "run", sorted(rank for ranks, _, _ in deaths for rank in ranks)
+    ended, status, log = train(4, folder, deaths, **APART)
     assert not ended
     assert status != 0
-    assert re.search(r"RankFailedError: ranks 1 and 2 died at once \(this was rank 0\): what", log)
+    for survivor in {0, 1, 2, 3} - {*dead}:
+        told = (
+            f"StateLostError: ranks {dead[0]}, {dead[1]} of 4 are dead (this was rank {survivor}), "
+            f"and parts of parameters and optimizer state are lost, those of {lost}: start again "
+            f"with checkpoint='{folder}', to go on from the last one"
+        )
+        assert told in log, log
 
 
 def test_without_ulfm_the_job_ends(tmp_path) -> None:

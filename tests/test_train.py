@@ -129,6 +129,10 @@ def test_unknown_files_end_all_ranks():
     assert_usage_error(result, r"'nowhere\.npz' is neither digits or text nor an existing file")
 
 
+def test_what_the_optimizer_refuses_is_told_in_one_message():
+    assert_usage_error(alone("--lr", "nan"), "rank 0: optimizer.* Invalid learning rate: nan")
+
+
 def test_what_the_trainer_refuses_ends_all_ranks():
     result = mpirun(2, "train.py", "--share", "--no-shard", timeout=120)
     assert_usage_error(result, r"share=True needs shards: leave out shard=False")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pycomm.errors import RankFailedError
-from pycomm.parallel.generation import (
-    PARAMETER,
-    Generation,
-    Row,
-    moved,
-    read,
-    row_of,
-    size_of,
-    tensors_of,
-)
+from pycomm.parallel.generation import Generation, Row, room, row_of, size_of, tensors_of
+from pycomm.parallel.owners import Owners
 from pycomm.parallel.sharded_state import ShardedState, Whole
 
 if TYPE_CHECKING:
@@ -35,7 +26,10 @@ class Copies:
         all ranks wait for each other: s counts
         ⋮
         somebody dies; s is the newest that counts for any survivor
-        the survivors put together what all ranks owned after s
+        the survivors put together what all ranks owned after s, and divide it among them
+        every survivor copies what it owns now to generation s + 1, which the ones before outlive
+        ⋮
+        somebody dies before s + 1 counts for any survivor: s is the newest again
 
     A generation that counts for one is complete on all, and so is the one before it, until all of
     the next is. Ranks of one host map each other's buffers, which outlive their process: any number
@@ -50,22 +44,27 @@ class Copies:
     """
 
     def __init__(self, state: ShardedState, comm: Communicator):
-        self._state, self._comm = state, comm
         self._generations = Generation(), Generation()
         self._newest = -1
+        self.move(state, comm)
+
+    def move(self, state: ShardedState, comm: Communicator) -> None:
+        """Copy what ranks own from now on, and copy it now; every rank of `comm` must call this."""
+        self._state, self._comm = state, comm
         on_a_host = max(comm.all_gather_object(comm.local.size))
-        self._distance = on_a_host % comm.size or 1
+        pieces = [state.pieces_of(rank) for rank in range(comm.size)]
+        distance = on_a_host % comm.size or 1
+        self._owners = Owners(comm.rank, pieces, comm.shares_memory, distance)
         self.take()
 
     @property
     def nbytes(self) -> int:
         """The memory that copies take on this rank."""
-        mapped = self._comm.shares_memory
         return sum(
             flat.nbytes
             for generation in self._generations
             for rank, flat in generation.flats.items()
-            if rank == self._comm.rank or not mapped
+            if rank == generation.owners.rank or not generation.owners.mapped
         )
 
     def take(self) -> None:
@@ -75,75 +74,52 @@ class Copies:
         named = [tensors_of(piece, state) for piece, state in zip(pieces, states)]
         rows = [row_of(tensors, state) for tensors, state in zip(named, states)]
         generation = self._generations[(self._newest + 1) % 2]
-        changed = not generation.rows or rows != generation.rows[self._comm.rank]
+        changed = not generation.fits(self._owners, rows)
         if self._comm.all_reduce(np.array([changed], np.uint8), op="max")[0]:
             self._open(generation, rows)
         generation.write([tensor for tensors in named for _, tensor in tensors])
-        if not self._comm.shares_memory:
+        if not self._owners.mapped:
             self._send(generation)
         self._comm.barrier()
         self._newest += 1
 
-    def recover(self, comm: Communicator) -> Whole:
+    def recover(self, comm: Communicator, far: tuple[int, ...], said: Any) -> tuple[Whole, Any]:
         """Put together what all ranks owned after the newest step that counts for any survivor.
+
+        Nothing is changed, so that the survivors of another death can do it again.
 
         Args:
             comm: the survivors, in their order; each must call this.
+            far: how far this one has come, where the newest step of several is the same.
+            said: what goes with that; small.
 
         Returns:
-            The parameters, and the optimizer's state.
+            The parameters and the optimizer's state; and what the survivor said that is farthest.
 
         Raises:
-            RankFailedError: a rank and the one that had its copy are dead.
+            StateLostError: a rank and the one that had its copy are dead.
         """
-        survivors = comm.all_gather_object((self._comm.rank, self._newest))
-        alive, newest = [rank for rank, _ in survivors], max(step for _, step in survivors)
-        generation = self._generations[newest % 2]
-        holders = [alive.index(self._holder(rank, alive)) for rank in range(self._comm.size)]
-        whole = Whole(p for r in range(self._comm.size) for p in self._state.pieces_of(r))
-        for rank, rows in enumerate(generation.rows):
-            flat = generation.flats[rank] if rank in generation.flats else _empty(rows)
-            if not self._comm.shares_memory:
-                comm.broadcast(flat, holders[rank])
-            for row, found in zip(rows, read(rows, flat)):
-                tensors = moved(row, found)
-                whole.add(tensors.pop(PARAMETER), tensors, row.plain)
+        numbers = [generation.owners.rank for generation in self._generations]
+        rows = comm.all_gather_object((self._newest, far, said, numbers))
+        newest, _, farthest, _ = max(rows, key=lambda row: row[:2])
+        alive = [of_both[newest % 2] for _, _, _, of_both in rows]
+        whole = self._generations[newest % 2].put_together(comm, alive)
         comm.barrier()  # nobody uses the memory of copies again before all have read them
-        return whole
+        self._newest = newest
+        return whole, farthest
 
     def _open(self, generation: Generation, rows: list[Row]) -> None:
         """Agree on what ranks own, and find a place for it; collective."""
         comm, everyones = self._comm, self._comm.all_gather_object(rows)
         mine = comm.empty(size_of(rows), torch.uint8)
-        if comm.shares_memory:
+        if self._owners.mapped:
             flats = dict(enumerate(comm.views(mine)))
         else:
-            source = (comm.rank - self._distance) % comm.size
-            flats = {comm.rank: mine, source: _empty(everyones[source])}
-        generation.open(everyones, flats, comm.rank)
+            flats = {comm.rank: mine, self._owners.source: room(everyones[self._owners.source])}
+        generation.open(self._owners, everyones, flats)
 
     def _send(self, generation: Generation) -> None:
-        comm = self._comm
-        source = (comm.rank - self._distance) % comm.size
-        receiving = comm.irecv(source, out=generation.flats[source])
-        comm.send(generation.flats[comm.rank], (comm.rank + self._distance) % comm.size)
+        source = self._owners.source
+        receiving = self._comm.irecv(source, out=generation.flats[source])
+        self._comm.send(generation.flats[self._comm.rank], self._owners.keeper)
         receiving.wait()
-
-    def _holder(self, rank: int, alive: list[int]) -> int:
-        """Return a survivor who has what a rank owned."""
-        if self._comm.shares_memory:
-            return alive[0]
-        keeper = (rank + self._distance) % self._comm.size
-        holder = next((r for r in (rank, keeper) if r in alive), None)
-        if holder is None:
-            raise RankFailedError(
-                f"ranks {rank} and {keeper} died at once (this was rank {self._comm.rank}): what "
-                f"rank {rank} owned of parameters and optimizer state is lost, as rank {keeper} "
-                f"had its copy: start again with checkpoint=, from the last one",
-                (rank, keeper),
-            )
-        return holder
-
-
-def _empty(rows: list[Row]) -> torch.Tensor:
-    return torch.empty(size_of(rows), dtype=torch.uint8)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from pycomm import _native
 from pycomm.parallel.bucket import ALIGNMENT_BYTES
 from pycomm.parallel.flat_parameters import OwnPiece
+from pycomm.parallel.owners import NOBODY, Owners
+from pycomm.parallel.sharded_state import Whole
+
+if TYPE_CHECKING:
+    from pycomm.communicator import Communicator
 
 PARAMETER = ""
 """The name of the piece itself beside the names of its state."""
@@ -68,7 +73,12 @@ def read(rows: Sequence[Row], flat: torch.Tensor) -> Iterator[dict[str, torch.Te
         yield found
 
 
-def moved(row: Row, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def room(rows: Sequence[Row]) -> torch.Tensor:
+    """Return a buffer of bytes for rows."""
+    return torch.empty(size_of(rows), dtype=torch.uint8)
+
+
+def _moved(row: Row, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what `read` yielded for a row where it came from; not copied if that is the host."""
     return {kind.name: tensors[kind.name].to(kind.device) for kind in row.tensors}
 
@@ -81,21 +91,51 @@ def _room(kind: Kind) -> int:
 class Generation:
     """Buffers in host memory with what ranks owned after one step.
 
+    It stays what it was when those ranks have become fewer, and go on with other numbers.
+
     Attributes:
-        rows: of every rank; none before the first step.
+        owners: the ranks; nobody before the first step.
+        rows: of every rank.
         flats: by rank, the buffers that can be read here: that of this rank, and others' if they
             lie in shared memory or were sent.
     """
 
     def __init__(self) -> None:
+        self.owners = NOBODY
         self.rows: list[list[Row]] = []
         self.flats: dict[int, torch.Tensor] = {}
         self._views: list[torch.Tensor] = []
 
-    def open(self, rows: list[list[Row]], flats: dict[int, torch.Tensor], rank: int) -> None:
-        """Take buffers for what ranks own from now on; this one is `rank`."""
-        self.rows, self.flats = rows, flats
-        self._views = [x for found in read(rows[rank], flats[rank]) for x in found.values()]
+    def open(self, owners: Owners, rows: list[list[Row]], flats: dict[int, torch.Tensor]) -> None:
+        """Take buffers for what ranks own from now on."""
+        self.owners, self.rows, self.flats = owners, rows, flats
+        mine = read(rows[owners.rank], flats[owners.rank])
+        self._views = [x for found in mine for x in found.values()]
+
+    def fits(self, owners: Owners, rows: list[Row]) -> bool:
+        """Say whether it has room for what this rank owns."""
+        return self.owners is owners and rows == self.rows[owners.rank]
+
+    def put_together(self, comm: Communicator, alive: Sequence[int]) -> Whole:
+        """Return what all of its ranks owned; every survivor must call this.
+
+        Args:
+            comm: the survivors.
+            alive: the numbers that they had.
+
+        Raises:
+            StateLostError: nobody has a copy of what a dead rank owned.
+        """
+        holders = self.owners.holders(alive)
+        whole = Whole(piece for pieces in self.owners.pieces for piece in pieces)
+        for rank, rows in enumerate(self.rows):
+            flat = self.flats[rank] if rank in self.flats else room(rows)
+            if not self.owners.mapped:
+                comm.broadcast(flat, alive.index(holders[rank]))
+            for row, found in zip(rows, read(rows, flat)):
+                tensors = _moved(row, found)
+                whole.add(tensors.pop(PARAMETER), tensors, row.plain)
+        return whole
 
     def write(self, tensors: Sequence[torch.Tensor]) -> None:
         """Copy what this rank owns, in the order of its rows."""

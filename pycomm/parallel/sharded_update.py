@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pycomm.communicator import Communicator
 
 _logger = logging.getLogger(__name__)
+
+Said = TypeVar("Said")
 
 
 class Update(Protocol):
@@ -61,6 +63,24 @@ class Update(Protocol):
     def restore(self, saved: dict[str, Any]) -> None:
         """Take what `state` returned on any number of ranks; every rank must call this."""
 
+    def recover(self, comm: Communicator, far: tuple[int, ...], said: Said) -> Said:
+        """Give all survivors what the farthest of them has, after ranks died; each must call this.
+
+        Until it has returned nothing has changed: if others die meanwhile, it is called again.
+
+        Args:
+            comm: the survivors, in their order.
+            far: how far this one has come: updates first, then whatever tells equal ones apart.
+            said: what goes with that; small.
+
+        Returns:
+            What the farthest said.
+
+        Raises:
+            RankFailedError: another rank died.
+            StateLostError: what a dead rank owned is lost, see Copies; raised on all.
+        """
+
 
 class ShardedUpdate:
     """An optimizer whose state is divided among the ranks (ZeRO-1, arXiv:1910.02054).
@@ -81,9 +101,10 @@ class ShardedUpdate:
             to them all see. It is rank 0's, who must keep them as long as others use them.
         check_finite: look at every gradient of every rank.
         whole: the gradient that this is a part of; None: all of it.
+        copies: of what this was before ranks died; None makes new ones.
 
     Attributes:
-        copies: what survives a rank; None if the job does not.
+        copies: what survives a rank; None if the job does not, or there is only one.
 
     Raises:
         UnsupportedError: `share` on ranks that share no memory.
@@ -98,6 +119,7 @@ class ShardedUpdate:
         share: bool = False,
         check_finite: bool = False,
         whole: WholeGradient | None = None,
+        copies: Copies | None = None,
     ):
         rule = rule_of(optimizer) if can_fuse(optimizer, parameters, comm) else None
         self._comm, self._check_finite = comm, check_finite
@@ -111,7 +133,7 @@ class ShardedUpdate:
             self._way = FusedUpdate(optimizer, rule, self.parameters, groups, comm, self._whole)
         else:
             self._way = ScatteredUpdate(optimizer, self.parameters, comm, self._whole)
-        self.copies = Copies(self._state, comm) if comm.can_shrink else None
+        self.copies = self._continued(copies)
 
     def expect(self, last: bool) -> None:
         """Say whether gradients are final once the next backward pass has added to them."""
@@ -145,17 +167,13 @@ class ShardedUpdate:
         if self.copies is not None:
             self.copies.take()
 
-    def recover(self, comm: Communicator) -> None:
-        """Give parameters and optimizer what they were after the newest step that is not lost.
+    def recover(self, comm: Communicator, far: tuple[int, ...], said: Said) -> Said:
+        """Give parameters and optimizer what they were after the newest step; see Update.recover.
 
         Then the optimizer is that of whole parameters, as it was before this object was made, and
-        this object is done for. Every survivor must call this.
-
-        Args:
-            comm: the survivors, in their order.
+        this object can but recover once more.
 
         Raises:
-            RankFailedError: what a dead rank owned is lost, see Copies; nothing has changed.
             UnsupportedError: the ranks that this object was made for cannot do without any.
         """
         if self.copies is None:
@@ -163,10 +181,19 @@ class ShardedUpdate:
                 f"rank {self._comm.rank}: there are no copies of what other ranks own, as the job "
                 "ends when a rank dies: start it with Open MPI 5 and mpirun --with-ft ulfm"
             )
-        whole = self.copies.recover(comm)
+        whole, farthest = self.copies.recover(comm, far, said)
         for name, p in self._named:
             p.data = whole.parameters[name]
         self._state.put_back(whole.state)
+        return farthest
+
+    def _continued(self, copies: Copies | None) -> Copies | None:
+        if not self._comm.can_shrink:
+            return None
+        if copies is None:
+            return Copies(self._state, self._comm)
+        copies.move(self._state, self._comm)
+        return copies
 
     def _raise_not_finite(self) -> None:
         found = [n for n, p in self._named if p.grad is not None and not is_finite(p.grad)]
@@ -198,6 +225,7 @@ def make_update(
     compression: str | Factory | None,
     bucket_bytes: int,
     whole: WholeGradient | None = None,
+    copies: Copies | None = None,
 ) -> Update:
     """Return how a module's parameters are updated.
 
@@ -208,13 +236,14 @@ def make_update(
         check_finite: look at every gradient of every rank.
         algorithm, compression, bucket_bytes: of the reduction without shards.
         whole: the gradient that this is a part of; None: all of it.
+        copies: see ShardedUpdate.
 
     Raises:
-        ArgumentError: `share` with `shard=False`, or `compression` with shards.
+        ArgumentError: `share` with `shard=False`, or `compression` or `algorithm` with shards.
         UnsupportedError: `share` on ranks that share no memory, or with an optimizer that cannot
             be given parts of parameters.
     """
-    _check_shards(comm.rank, shard, share, compression)
+    _check_shards(comm.rank, shard, share, algorithm, compression)
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     divisible = optimizer is not None and _is_divisible(optimizer, trained)
     if share and not divisible:
@@ -230,7 +259,13 @@ def make_update(
     unasked = plain and dense and can_fuse(optimizer, trained, comm)
     if optimizer is not None and divisible and (share or shard or unasked):
         return ShardedUpdate(
-            optimizer, trained, comm, share=share, check_finite=check_finite, whole=whole
+            optimizer,
+            trained,
+            comm,
+            share=share,
+            check_finite=check_finite,
+            whole=whole,
+            copies=copies,
         )
     return WholeUpdate(
         optimizer,
@@ -245,15 +280,19 @@ def make_update(
 
 
 def _check_shards(
-    rank: int, shard: bool | None, share: bool, compression: str | Factory | None
+    rank: int,
+    shard: bool | None,
+    share: bool,
+    algorithm: str | None,
+    compression: str | Factory | None,
 ) -> None:
     if share and shard is False:
         raise ArgumentError(f"rank {rank}: share=True needs shards: leave out shard=False")
-    if compression is not None and (share or shard):
-        raise ArgumentError(
-            f"rank {rank}: compression={compression!r} is for whole gradients: leave out "
-            "shard and share"
-        )
+    for name, value in {"compression": compression, "algorithm": algorithm}.items():
+        if value is not None and (share or shard):
+            raise ArgumentError(
+                f"rank {rank}: {name}={value!r} is for whole gradients: leave out shard and share"
+            )
 
 
 def _is_divisible(

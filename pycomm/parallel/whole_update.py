@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,11 +11,14 @@ from torch import nn
 from pycomm.parallel.gradient_norm import clip_gradients, squares_of
 from pycomm.parallel.optimizer_state import optimizer_state, restore_optimizer
 from pycomm.parallel.reducer import Reducer
+from pycomm.parallel.replicate import tensors
 from pycomm.parallel.sparse import sparse_parameters
 from pycomm.parallel.whole_gradient import WholeGradient
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
+
+Said = TypeVar("Said")
 
 
 class WholeUpdate:
@@ -84,3 +87,16 @@ class WholeUpdate:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take what `state` returned on any number of ranks."""
         restore_optimizer(self._optimizer, self._module, saved)
+
+    def recover(self, comm: Communicator, far: tuple[int, ...], said: Said) -> Said:
+        """Take over the model and the optimizer of the farthest survivor; see Update.recover."""
+        rows = comm.all_gather_object((far, said))
+        root = max(range(comm.size), key=lambda rank: rows[rank][0])
+        if len({far[0] for far, _ in rows}) > 1:
+            mine = [tensor for _, tensor in tensors(self._module)]
+            its = [comm.broadcast(tensor.clone(), root) for tensor in mine]
+            state = comm.broadcast_object(self.state() if comm.rank == root else None, root)
+            for tensor, other in zip(mine, its):
+                tensor.copy_(other)
+            self.restore(state)
+        return rows[root][1]

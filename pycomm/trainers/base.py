@@ -15,6 +15,12 @@ from torch import nn
 from pycomm.errors import ArgumentError, RankFailedError
 from pycomm.parallel.replicate import check_all_equal, check_equal, on_every_rank
 from pycomm.trainers import batches, loop
+from pycomm.trainers.arguments import (
+    check_dataset,
+    check_functions,
+    check_kinds,
+    check_step,
+)
 from pycomm.trainers.checkpoint import exists
 from pycomm.trainers.evaluation import Metrics, evaluating, means, no_sums
 from pycomm.trainers.loading import Loader
@@ -24,6 +30,7 @@ from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.rates import Rates
 from pycomm.trainers.report import Log, Meter
 from pycomm.trainers.reported import Reported
+from pycomm.trainers.returned import made_by, number
 from pycomm.trainers.saved import Saved
 from pycomm.trainers.saving import Saving
 from pycomm.trainers.threads import share_cores
@@ -68,22 +75,17 @@ class Trainer(Saved, Reported):
         same = {
             "accumulate and clip_norm": (accumulate, clip_norm),
             "precision and check_finite": (precision, check_finite),
+            "rates": "a function" if rates else None,
         }
         check_all_equal(comm, lambda: same)
-        if check_finite and precision == "fp16":
-            raise ArgumentError("check_finite=True with precision='fp16', which leaves them out")
-        if not isinstance(accumulate, int) or accumulate < 1:
-            raise ArgumentError(f"accumulate={accumulate!r} must be an integer ≥ 1")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ArgumentError(f"clip_norm={clip_norm} must be positive, or None")
+        optional = {"weight": weight, "rates": rates}
+        check_functions(comm, optional, optimizer=optimizer, loss_fn=loss_fn)
+        check_step(comm, accumulate, clip_norm, precision, check_finite)
         share_cores(comm)
-        named = list(module.named_parameters())
         self.module, self.loss_fn, self.comm, self.device = module, loss_fn, comm, device
         self._forward_context = forward_context(precision, device)
         self.accumulate, self.clip_norm = accumulate, clip_norm
-        self.optimizer = on_every_rank(
-            comm, lambda: optimizer(named) if named else None, "making the optimizer"
-        )
+        self.optimizer = made_by(optimizer, module, comm)
         self.progress = Progress()
         self._loss_scale, self._rates = LossScale(precision, self.progress), rates
         self.stopped = False
@@ -186,17 +188,21 @@ class Trainer(Saved, Reported):
             MismatchError: ranks passed different values; raised on all.
             UnsupportedError: a checkpoint cannot hold what compression leaves.
         """
+        on_every_rank(self.comm, lambda: check_dataset(dataset))
         order = {"samples": len(dataset), "batch_size": batch_size, "seed": seed}
-        saving = Saving(checkpoint, checkpoint_every, keep)
-        until = {"epochs": epochs, "steps": steps, "checkpoint": str(saving)}
-        check_equal(self.comm, "the arguments of fit", {**order, **until})
-        plan = batches.Plan(**order, accumulate=self.accumulate, epochs=epochs, steps=steps)
-        loader = Loader(dataset, workers, worker_context, seed)
+        ends: dict[str, Any] = {"epochs": epochs, "steps": steps}
+        saving = on_every_rank(self.comm, lambda: Saving(checkpoint, checkpoint_every, keep))
+        check_equal(self.comm, "the arguments of fit", {**order, **ends, "save": str(saving)})
+        plan = on_every_rank(
+            self.comm, lambda: batches.Plan(**order, accumulate=self.accumulate, **ends)
+        )
+        loader = on_every_rank(self.comm, lambda: Loader(dataset, workers, worker_context, seed))
         if self._pending:
             raise ArgumentError(self._pending_text("fit"))
         if checkpoint is not None:
             self.check_leftovers()
-        if checkpoint is not None and self.comm.broadcast_object(exists(checkpoint), 0):
+        there = on_every_rank(self.comm, lambda: checkpoint is not None and exists(checkpoint))
+        if checkpoint is not None and self.comm.broadcast_object(there, 0):
             self.load(checkpoint)
         loop.check_position(self, plan)
         self.module.train()
@@ -238,11 +244,13 @@ class Trainer(Saved, Reported):
         Raises:
             ArgumentError: the dataset is empty or batch_size is not positive.
         """
-        if batch_size < 1 or len(dataset) == 0:
-            raise ArgumentError(
-                f"batch_size={batch_size}, {len(dataset)} samples: both must be ≥ 1"
-            )
         metrics = metrics or {}
+        check_kinds(self.comm, {"metrics": (dict,)}, metrics=metrics)
+        check_functions(self.comm, {}, **metrics)
+        on_every_rank(self.comm, lambda: check_dataset(dataset))
+        what = {"samples": len(dataset), "batch_size": batch_size, "metrics": [*metrics]}
+        check_equal(self.comm, "the arguments of evaluate", what)
+        on_every_rank(self.comm, lambda: batches.check_whole(batch_size=batch_size))
         self._share_buffers()
         sums = no_sums(metrics)
         mine = map(self.wanted, batches.in_order(len(dataset), batch_size))
@@ -272,7 +280,8 @@ class Trainer(Saved, Reported):
     def _set_rates(self) -> None:
         if self._rates is None or self.optimizer is None:
             return
-        factor = self._rates(self.progress.step)
+        step = self.progress.step
+        factor = number(self._rates(step), f"rates({step})", self.comm.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

@@ -14,6 +14,17 @@ from pycomm.errors import ArgumentError
 from pycomm.parallel.sampler import epoch_order
 
 
+def check_whole(least: int = 1, **given: Any) -> None:
+    """Return if these are integers ≥ `least`.
+
+    Raises:
+        ArgumentError: names the first one that is not.
+    """
+    for name, value in given.items():
+        if type(value) is not int or value < least:
+            raise ArgumentError(f"{name}={value!r} must be an integer ≥ {least}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `fit` does: which global batches in which order, and when it ends.
@@ -42,10 +53,10 @@ class Plan:
     steps: int | None
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ArgumentError(f"{name}={value!r} must be an integer ≥ {least}")
+        check_whole(samples=self.samples, batch_size=self.batch_size)
+        ends = {"epochs": self.epochs, "steps": self.steps}
+        given = {name: end for name, end in ends.items() if end is not None}
+        check_whole(least=0, seed=self.seed, **given)
         if self.epochs is None and self.steps is None:
             raise ArgumentError("fit has no end: pass epochs= or steps=")
 
@@ -130,11 +141,20 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def count_samples(batch: Any) -> int:
-    """Return how many samples a tensor, or a list, tuple or dict of tensors, holds; None: 0."""
+    """Return how many samples a tensor, or a list, tuple or dict of tensors, holds; None: 0.
+
+    Raises:
+        ArgumentError: it is none of these.
+    """
     if batch is None:
         return 0
     if isinstance(batch, dict):
         batch = list(batch.values())
     if isinstance(batch, (list, tuple)):
         return count_samples(batch[0]) if batch else 0
-    return len(batch)
+    try:
+        return len(batch)
+    except TypeError:
+        raise ArgumentError(
+            f"a batch has a tensor of samples, or several, not {batch!r} ({type(batch).__name__})"
+        ) from None

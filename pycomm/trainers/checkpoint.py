@@ -18,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -45,6 +46,7 @@ def save(
     progress: dict[str, Any],
     keep: int = 1,
     leftovers: Mapping[str, Any] | None = None,
+    optimizer: str | None = None,
 ) -> None:
     """Write a checkpoint; every rank must call this, and returns when it is complete on disk.
 
@@ -57,6 +59,7 @@ def save(
         progress: plain values; that of rank 0 is written.
         keep: how many saves stay, this one included; older ones go.
         leftovers: what compression has left on this rank, by full name.
+        optimizer: its kind; None on a rank that has none.
 
     Raises:
         CommError: a rank could not write; raised on every rank, what was there before is kept.
@@ -68,12 +71,14 @@ def save(
     left = f"leftovers-{comm.rank}.pt"
     lefts = _together(comm, root, lambda: _write_leftovers(root / folder / left, leftovers))
     randoms = comm.all_gather_object(random)
+    kinds = comm.all_gather_object(optimizer)
 
     def complete() -> None:
         write_atomically(root / folder / "random.pt", lambda f: torch.save(randoms, f))
         names = {name: entry for part_entries in entries for name, entry in part_entries.items()}
         index = {"format": FORMAT, "ranks": comm.size, "progress": progress, "tensors": names}
         index["leftovers"] = [file for file in lefts if file is not None]
+        index["optimizer"] = next(filter(None, kinds), None)
         text = json.dumps(index, indent=1).encode()
         write_atomically(root / folder / "index.json", lambda f: f.write(text))
         write_atomically(root / "latest", lambda f: f.write(folder.encode()))
@@ -94,8 +99,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def exists(directory: str | Path) -> bool:
-    """Say whether `directory` holds a complete checkpoint."""
-    return (Path(directory) / "latest").is_file()
+    """Say whether `directory` holds a complete checkpoint.
+
+    Raises:
+        ArgumentError: it is no path, or cannot be read.
+    """
+    check_path("checkpoint", directory)
+    try:
+        return (Path(directory) / "latest").is_file()
+    except OSError as error:
+        raise ArgumentError(f"checkpoint={str(directory)!r} cannot be read: {error}") from error
+
+
+def check_path(name: str, path: Any) -> None:
+    """Return if an argument is a path, or None.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"{name}={path!r} must be a path")
 
 
 class Checkpoint:
@@ -112,17 +135,30 @@ class Checkpoint:
                 f"{str(root)!r} holds no checkpoint (no file 'latest'): "
                 f"check the path, or train with checkpoint={str(root)!r} first"
             )
-        self.folder = root / (root / "latest").read_text().strip()
-        try:
+        self.folder = root
+        with self.reading():
+            self.folder = root / (root / "latest").read_text().strip()
             self.index = json.loads((self.folder / "index.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"checkpoint {str(self.folder)!r} is damaged: {error}") from error
-        if self.index.get("format") != FORMAT:
+            found = self.index["format"]
+            self.progress: dict[str, Any] = self.index["progress"]
+        if found != FORMAT:
             raise ArgumentError(
-                f"checkpoint {str(self.folder)!r} has format {self.index.get('format')}, "
+                f"checkpoint {str(self.folder)!r} has format {found}, "
                 f"this version of pycomm reads {FORMAT}"
             )
-        self.progress: dict[str, Any] = self.index["progress"]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Say of what goes wrong inside that the checkpoint is damaged."""
+        try:
+            yield
+        except CommError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ArgumentError(
+                f"checkpoint {str(self.folder)!r} is damaged ({type(error).__name__}: {error}): "
+                "name another folder, or write an older save's name into its file 'latest'"
+            ) from error
 
     def check(self, expected: dict[str, tuple[str, list[int]]]) -> None:
         """Return if the checkpoint is of a model with these tensors.
@@ -142,6 +178,19 @@ class Checkpoint:
         for name in saved:
             if name not in expected:
                 self._fail(f"it has {name!r}, which this model has not")
+
+    def check_optimizer(self, kind: str | None) -> None:
+        """Return if the state is that of this kind of optimizer, as far as is known.
+
+        Raises:
+            ArgumentError: it is that of another one.
+        """
+        saved = self.index.get("optimizer")
+        if kind and saved and kind != saved:
+            raise ArgumentError(
+                f"checkpoint {str(self.folder)!r} has the state of {saved}, this trainer has "
+                f"{kind}: train with the same optimizer, or load the model alone"
+            )
 
     def read(self, names: Iterable[str]) -> dict[str, Any]:
         """Return {"model": …, "optimizer": …} with the tensors called `names`, from any parts.

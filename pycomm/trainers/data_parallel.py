@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pycomm.errors import ArgumentError, RankFailedError
+from pycomm.errors import ArgumentError, RankFailedError, StateLostError
 from pycomm.parallel.checksums import Checksums
 from pycomm.parallel.compression import Factory
+from pycomm.parallel.copies import Copies
 from pycomm.parallel.no_samples import empty_inputs, needs_every_rank, run_for_nothing
 from pycomm.parallel.placement import move, place
-from pycomm.parallel.replicate import (
-    check_all_equal,
-    check_same_model,
-    copy_from_rank_0,
-    on_every_rank,
-    tensors,
-)
+from pycomm.parallel.replicate import check_same_model, copy_from_rank_0, on_every_rank
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.sharded_update import ShardedUpdate, make_update
 from pycomm.parallel.stages import check_replica_memory
 from pycomm.parallel.sync_batch_norm import convert
-from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers import batches
+from pycomm.trainers.arguments import check_replica
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.compressing import check_compression, name_of
+from pycomm.trainers.compressing import check_compression
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.named_state import describe
 from pycomm.trainers.pause import Pause
 from pycomm.trainers.progress import BatchLoss, Progress
 from pycomm.trainers.randomness import Randomness
 from pycomm.trainers.rates import Rates
+from pycomm.trainers.returned import check_same_optimizer, number, scalar
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -120,11 +116,16 @@ class DataParallelTrainer(Trainer):
         batch_dims: Mapping[str, int | None] | None = None,
         memory_limit: int | str | None = None,
     ):
-        same = {
-            "shard and share": (shard, share),
-            "precision and compression": (precision, name_of(compression)),
+        self._how: dict[str, Any] = {
+            "bucket_bytes": bucket_bytes,
+            "algorithm": algorithm,
+            "check_finite": check_finite,
+            "compression": compression,
+            "shard": shard,
+            "share": share,
         }
-        check_all_equal(comm, lambda: same)
+        others = {"checksums": checksums, "batch_dims": batch_dims, "memory_limit": memory_limit}
+        check_replica(module, optimizer, comm, **self._how, **others)
         check_replica_memory(module, optimizer, comm, memory_limit, shard)
         place_here = place(module, comm, device)
         move(module, comm, place_here)
@@ -143,18 +144,11 @@ class DataParallelTrainer(Trainer):
             rates=rates,
             check_finite=check_finite,
         )
+        check_same_optimizer(self.optimizer, module, comm)
         check_compression(compression, precision)
-        self._how: dict[str, Any] = {
-            "bucket_bytes": bucket_bytes,
-            "algorithm": algorithm,
-            "check_finite": check_finite,
-            "compression": compression,
-            "shard": shard,
-            "share": share,
-        }
         self._checksums_every = checksums
         self._pause = Pause()
-        on_every_rank(comm, self._connect, "preparing updates")
+        on_every_rank(comm, lambda: self._connect(None), "preparing updates")
         self._together = needs_every_rank(module)
         self._no_samples: Any = None  # inputs of an empty share, where these must run, too
         self._unit = 0.0  # k · W(1)
@@ -181,43 +175,48 @@ class DataParallelTrainer(Trainer):
         """Go on without the ranks that died; the gradients of the step under way are lost.
 
         Every survivor must call this. The newest state of any of them becomes that of all; with
-        shards it is put together from copies, see parallel.copies.
+        shards it is put together from copies, see parallel.copies. If more ranks die meanwhile,
+        those that are left begin again.
 
         Raises:
-            RankFailedError: `error`, if the job does not outlive the death of a rank; or parts of
-                the optimizer's state are lost, as neighbours died that share no memory.
+            RankFailedError: `error`, if the job does not outlive the death of a rank.
+            StateLostError: parts of the optimizer's state are lost, as ranks died that had each
+                other's copies and share no memory; raised on all.
         """
         if not self.comm.can_shrink:
             raise error
         self._pause.begin()
-        start = time.perf_counter()
-        self.comm = self.comm.shrink()
-        self.meter.comm, self._pending = self.comm, 0
-        if isinstance(self._way, ShardedUpdate):
-            self._way.recover(self.comm)
-        steps = self.comm.all_gather_object(self.progress.step)
-        if len(set(steps)) > 1:
-            self._copy_state(steps.index(max(steps)))
-        if self._together:
-            convert(self.module, self.comm)
-        self._connect()
+        start, deaths = time.perf_counter(), [error]
+        while not self._gone_on(deaths):
+            pass
         if self.comm.rank == 0:
             text = "%s; %d ranks go on from step %d, ready in %.2f s"
+            told = "; meanwhile ".join(map(str, deaths))
             seconds = time.perf_counter() - start
-            _logger.warning(text, error, self.comm.size, self.progress.step, seconds)
+            _logger.warning(text, told, self.comm.size, self.progress.step, seconds)
 
-    def _connect(self) -> None:
-        """Make what a communicator's ranks do together."""
-        self._way = make_update(self.optimizer, self.module, self.comm, **self._how)
+    def _gone_on(self, deaths: list[RankFailedError]) -> bool:
+        """Go on without the ranks that died; if others do meanwhile, add that and return False."""
+        clear_frames(deaths[-1].__traceback__)  # they hold what the ranks did together until then
+        try:
+            self.comm = self.comm.shrink()
+            self.meter.comm, self._pending = self.comm, 0
+            now = self.progress
+            self.progress = Progress(**self._way.recover(self.comm, now.far, asdict(now)))
+            if self._together:
+                convert(self.module, self.comm)
+            self._connect(self._copies)
+        except StateLostError:
+            raise
+        except RankFailedError as another:
+            deaths.append(another)
+            return False
+        return True
+
+    def _connect(self, copies: Copies | None) -> None:
+        """Make what a communicator's ranks do together; go on with copies of what others did."""
+        self._way = make_update(self.optimizer, self.module, self.comm, **self._how, copies=copies)
         self._checksums = Checksums(self.module, self.comm, self._checksums_every)
-
-    def _copy_state(self, root: int) -> None:
-        """Take over parameters, buffers, optimizer state and progress of a rank."""
-        for _, tensor in tensors(self.module):
-            self.comm.broadcast(tensor, root)
-        self.progress = Progress(**self.comm.broadcast_object(asdict(self.progress), root))
-        if isinstance(self._way, WholeUpdate):
-            self._way.restore(self.comm.broadcast_object(self._way.state(), root))
 
     def _backward(self, inputs: Any, targets: Any, group: int) -> BatchLoss:
         weight, samples = self._share_weight(inputs, targets), batches.count_samples(inputs)
@@ -241,7 +240,7 @@ class DataParallelTrainer(Trainer):
         if weight:
             x, t = batches.moved((inputs, targets), self.device)
             with self._forward_context(), self._randomness(self.progress.step, *place):
-                loss = self.loss_fn(self.module(x), t)
+                loss = scalar(self.loss_fn(self.module(x), t), self.comm.rank)
             (loss * (weight / self._unit * self._scale)).backward()
             value = loss.item() * weight
         elif self._together:
@@ -257,13 +256,17 @@ class DataParallelTrainer(Trainer):
     def _evaluate_batch(self, inputs: Any, targets: Any, metrics: Metrics) -> np.ndarray:
         if inputs is None:
             return no_sums(metrics)
-        weight = float(self._weight(targets))
+        weight = self._weight_of(targets)
         x, t = batches.moved((inputs, targets), self.device)
-        return batch_sums(self.module(x), t, self.loss_fn, weight, metrics)
+        return batch_sums(self.module(x), t, self.loss_fn, weight, metrics, self.comm.rank)
 
     def _memory(self) -> dict[str, int]:
-        copies = self._way.copies if isinstance(self._way, ShardedUpdate) else None
+        copies = self._copies
         return super()._memory() | ({} if copies is None else {"copy_bytes": copies.nbytes})
+
+    @property
+    def _copies(self) -> Copies | None:
+        return self._way.copies if isinstance(self._way, ShardedUpdate) else None
 
     def _part(self) -> dict[str, Any] | None:
         state = self._way.state()
@@ -285,12 +288,10 @@ class DataParallelTrainer(Trainer):
             raise ArgumentError(
                 f"rank {self.comm.rank} got only one of inputs and targets: pass both or neither"
             )
-        weight = 0.0 if inputs is None else float(self._weight(targets))
-        if not 0 <= weight < math.inf:
-            raise ArgumentError(
-                f"weight(targets) is {weight} on rank {self.comm.rank}: must be ≥ 0"
-            )
-        return weight
+        return 0.0 if inputs is None else self._weight_of(targets)
+
+    def _weight_of(self, targets: Any) -> float:
+        return number(self._weight(targets), "weight(targets)", self.comm.rank)
 
     def _sum(self, value: float) -> float:
         return float(self.comm.all_reduce(np.array([value], np.float64))[0])

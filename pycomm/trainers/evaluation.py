@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pycomm.errors import ArgumentError
 from pycomm.trainers.batches import count_samples
+from pycomm.trainers.returned import scalar
 
 Metrics = dict[str, Callable[[Any, Any], Any]]
 """Name → function(output, targets) that returns a mean over its inputs."""
@@ -23,13 +25,22 @@ def no_sums(metrics: Metrics) -> np.ndarray:
 
 
 def batch_sums(
-    output: Any, targets: Any, loss_fn: Callable, weight: float, metrics: Metrics
+    output: Any, targets: Any, loss_fn: Callable, weight: float, metrics: Metrics, rank: int
 ) -> np.ndarray:
     """Return the sums over one batch, in float64; a weight of zero leaves its loss out."""
     count = count_samples(targets)
-    loss = weight and weight * float(loss_fn(output, targets))
-    values = [count * float(metric(output, targets)) for metric in metrics.values()]
+    loss = weight and weight * float(scalar(loss_fn(output, targets), rank))
+    values = [count * _mean(name, of(output, targets), rank) for name, of in metrics.items()]
     return np.array([loss, weight, count, *values], np.float64)
+
+
+def _mean(name: str, value: Any, rank: int) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(
+            f"metric {name!r} returned {value!r} on rank {rank}: it must return a number"
+        ) from None
 
 
 def means(sums: np.ndarray, metrics: Metrics) -> dict[str, Any]:

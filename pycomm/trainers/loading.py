@@ -29,9 +29,9 @@ class Loader:
     """
 
     def __init__(self, dataset: Any, workers: int, context: str, seed: int):
-        if workers < 0 or context not in CONTEXTS:
+        if type(workers) is not int or workers < 0 or context not in CONTEXTS:
             raise ArgumentError(
-                f"workers={workers}, worker_context={context!r}: a number ≥ 0, and one of "
+                f"workers={workers!r}, worker_context={context!r}: a number ≥ 0, and one of "
                 f"{', '.join(CONTEXTS)}"
             )
         self._batches = _Batches(dataset)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from pycomm.errors import ArgumentError, RankFailedError
+from pycomm.errors import ArgumentError, RankFailedError, StateLostError
 from pycomm.parallel.replicate import on_every_rank
 from pycomm.trainers.batches import Plan
 from pycomm.trainers.loading import Loader
@@ -27,13 +27,23 @@ def run(
 
     Returns:
         Whether training ended early because a rank was asked to stop; never if nothing is saved.
+
+    Raises:
+        StateLostError: those that died alone had a part of the state; raised on all survivors.
     """
     while True:
-        with on_every_rank(trainer.comm, open_log, "opening the log") as log:
-            try:
+        try:
+            with on_every_rank(trainer.comm, open_log, "opening the log") as log:
                 return _epochs(trainer, loader, plan, saving, log)
-            except RankFailedError as error:
-                trainer.survive(error)
+        except RankFailedError as error:
+            _survive(trainer, error, saving)
+
+
+def _survive(trainer: Trainer, error: RankFailedError, saving: Saving) -> None:
+    try:
+        trainer.survive(error)
+    except StateLostError as lost:
+        raise StateLostError(f"{lost}: {saving.advice}", lost.ranks) from None
 
 
 def _epochs(trainer: Trainer, loader: Loader, plan: Plan, saving: Saving, log: Log) -> bool:

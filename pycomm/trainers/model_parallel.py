@@ -268,7 +268,7 @@ class ModelParallelTrainer(DividedState, Trainer):
         def collect(microbatch: int, output: Any) -> None:
             target = batches.moved(batch.targets[microbatch], self.device)
             weight = batch.weights[microbatch]
-            sums[:] += batch_sums(output, target, self.loss_fn, weight, metrics)
+            sums[:] += batch_sums(output, target, self.loss_fn, weight, metrics, self.comm.rank)
 
         forwards = [action for action in self._row_of(batch) if isinstance(action, Forward)]
         self.pipeline.run(forwards, self._inputs(batch), collect)

@@ -27,6 +27,11 @@ class Progress:
     loss_scale: float | None = None
     since_overflow: int = 0
 
+    @property
+    def far(self) -> tuple[int, int, int]:
+        """Compares how far it is: step, epoch, batch."""
+        return self.step, self.epoch, self.batch
+
 
 @dataclass(frozen=True)
 class BatchLoss:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pycomm.devices.process import process_device
 from pycomm.errors import ArgumentError
 from pycomm.parallel.placement import CPU
+from pycomm.trainers.checkpoint import check_path
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -145,6 +146,7 @@ class Log:
     def __init__(
         self, rank: int, step: int, last_step: int, path: str | Path | None, progress: bool
     ):
+        check_path("metrics", path)
         self._file = _reopen(Path(path), step) if path is not None and rank == 0 else None
         self._bar = tqdm(
             total=last_step, initial=step, unit="step", disable=not progress or rank != 0

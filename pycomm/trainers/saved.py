@@ -18,6 +18,7 @@ from pycomm.parallel.whole_update import WholeUpdate
 from pycomm.trainers.checkpoint import Checkpoint, save
 from pycomm.trainers.named_state import random_state, restore_random
 from pycomm.trainers.progress import Progress
+from pycomm.trainers.saving import Saving
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -69,6 +70,10 @@ class Saved(ABC):
         if (why := self._unsavable()) is not None:
             raise UnsupportedError(f"rank {self.comm.rank}: {why}")
 
+    def _kind(self) -> str | None:
+        """Return the kind of optimizer; None on a rank that has none."""
+        return None if self.optimizer is None else type(self.optimizer).__name__
+
     @abstractmethod
     def _expected(self) -> dict[str, tuple[str, list[int]]]:
         """Return (dtype, shape) of every tensor of the whole model by full name."""
@@ -91,11 +96,13 @@ class Saved(ABC):
             UnsupportedError: compression leaves what cannot be saved, see `check_leftovers`.
         """
         self.check_leftovers()
+        on_every_rank(self.comm, lambda: Saving(directory, None, keep))
         if self._pending:
             raise ArgumentError(self._pending_text("save"))
         self._share_buffers()
         part, random = self._part(), random_state(self.device)
-        save(directory, self.comm, part, random, asdict(self.progress), keep, self._leftovers())
+        now = asdict(self.progress)
+        save(directory, self.comm, part, random, now, keep, self._leftovers(), self._kind())
 
     def load(self, directory: str | Path) -> None:
         """Restore what `save` wrote, on any number of ranks, any device and from any trainer.
@@ -116,18 +123,22 @@ class Saved(ABC):
         self.module.load_state_dict(state["model"])
         self._restore(state["optimizer"])
         self._restore_leftovers(saved["leftovers"])
-        self.progress, self._pending = Progress(**saved["progress"]), 0
+        self.progress, self._pending = saved["progress"], 0
         if random is not None:
             restore_random(random, self.device)
 
     def _read(self, directory: str | Path) -> dict[str, Any]:
         def read() -> dict[str, Any]:
             saved = Checkpoint(directory)
-            saved.check(self._expected())
-            part = saved.read(self.module.state_dict())
-            random = saved.random(self.comm.rank)
-            left = saved.leftovers()
-            return {"part": part, "random": random, "progress": saved.progress, "leftovers": left}
+            with saved.reading():
+                saved.check(self._expected())
+                saved.check_optimizer(self._kind())
+                return {
+                    "part": saved.read(self.module.state_dict()),
+                    "random": saved.random(self.comm.rank),
+                    "progress": Progress(**saved.progress),
+                    "leftovers": saved.leftovers(),
+                }
 
         return on_every_rank(self.comm, read, f"reading the checkpoint in {str(directory)!r}")
 

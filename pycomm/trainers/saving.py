@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pycomm.errors import ArgumentError
+from pycomm.trainers.batches import check_whole
+from pycomm.trainers.checkpoint import check_path
 
 if TYPE_CHECKING:
     from pycomm.trainers.saved import Saved
@@ -31,10 +33,10 @@ class Saving:
     keep: int
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or (self.every is not None and self.every < 1):
-            raise ArgumentError(
-                f"checkpoint_every={self.every}, keep={self.keep}: both must be ≥ 1"
-            )
+        check_whole(
+            keep=self.keep, **({} if self.every is None else {"checkpoint_every": self.every})
+        )
+        check_path("checkpoint", self.directory)
         if not self.on and self.every is not None:
             raise ArgumentError(f"checkpoint_every={self.every} needs checkpoint=, a folder")
 
@@ -42,6 +44,15 @@ class Saving:
     def on(self) -> bool:
         """Whether anything is saved."""
         return self.directory is not None
+
+    @property
+    def advice(self) -> str:
+        """What to do when the state of training is lost."""
+        if self.on:
+            return (
+                f"start again with checkpoint={str(self.directory)!r}, to go on from the last one"
+            )
+        return "start again, with checkpoint=, a folder, to have something to go on from"
 
     def due(self, step: int) -> bool:
         """Say whether it is time to save after `step` steps."""

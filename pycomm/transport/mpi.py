@@ -117,17 +117,18 @@ def _tells_deaths(comm: Any) -> bool:
 
 
 class MpiWire:
-    """The processes of an MPI communicator, of which this wire owns a duplicate.
+    """The processes of an MPI communicator that is this wire's own.
 
     Args:
         mpi: the module mpi4py.MPI.
-        comm: an MPI intracommunicator; duplicating it is collective.
+        comm: an MPI intracommunicator, for nothing else.
         config: max_message_bytes is used; MPI's counts end at 2³¹−1.
+        first: that of all processes, of which some have died since; None: `comm`.
     """
 
-    def __init__(self, mpi: Any, comm: Any, config: Config):
+    def __init__(self, mpi: Any, comm: Any, config: Config, first: Any = None):
         self.mpi = mpi
-        self._comm = comm.Dup()
+        self._comm, self._first = comm, first or comm
         self._comm.Set_errhandler(mpi.ERRORS_RETURN)
         everyone = mpi._handleof(mpi.COMM_WORLD)
         _native.abort_by(_address(mpi, "MPI_Abort"), everyone)
@@ -137,7 +138,7 @@ class MpiWire:
         self._last_words_s = 0.25
         """What was written last is still on its way through the launcher; and ranks on other hosts,
         which may know more, raise at about the time that this one does."""
-        self._piece = config.max_message_bytes
+        self._config = config
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.library = library_name(mpi.Get_library_version())
@@ -165,7 +166,8 @@ class MpiWire:
         return _MpiRequest(self, pieces, data, peer)
 
     def _cut(self, data: np.ndarray) -> list[np.ndarray]:
-        return [data[i : i + self._piece] for i in range(0, max(1, data.nbytes), self._piece)]
+        piece = self._config.max_message_bytes
+        return [data[i : i + piece] for i in range(0, max(1, data.nbytes), piece)]
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""
@@ -186,9 +188,10 @@ class MpiWire:
     def check_death(self) -> None:
         """Raise the MPI error that is being handled again, unless processes are known to be dead.
 
-        Then whoever waits learns it from `failed`; MPI's own words differ from call to call.
+        Then whoever waits learns it from `failed`; MPI's own words differ from call to call. Or a
+        rank that knows more shrinks already, and `failed` will tell.
         """
-        if not self.failed():
+        if not self.failed() and not (self.outlives and self._comm.Is_revoked()):
             raise
 
     def failed(self) -> list[int]:
@@ -201,10 +204,11 @@ class MpiWire:
             group.Free()
         return ranks
 
-    def shrink(self) -> Any:
-        """Return an MPI communicator of the processes that are alive; collective over them.
+    def shrink(self) -> MpiWire:
+        """Return the wire of the processes that are alive; collective over them.
 
-        Messages of this wire fail from then on, also those that others wait for.
+        Messages of this wire fail from then on, also those that others wait for. All that go on
+        meet, also when some were on their way here from one wire, and some from the next.
 
         Raises:
             UnsupportedError: this job does not outlive the death of a process.
@@ -216,7 +220,7 @@ class MpiWire:
             )
         with _lock:
             self._comm.Revoke()
-            return self._comm.Shrink()
+            return MpiWire(self.mpi, self._first.Shrink(), self._config, self._first)
 
     def abort(self, code: int) -> None:
         """End all processes of the job with this exit code."""
@@ -232,6 +236,6 @@ class MpiWire:
         self._last_words_s = 0.5
 
     def close(self) -> None:
-        """Free the duplicate; collective."""
+        """Free the MPI communicator; collective."""
         with _lock:
             self._comm.Free()

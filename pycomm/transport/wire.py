@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -48,8 +48,8 @@ class Wire(Protocol):
     def failed(self) -> list[int]:
         """Return the processes that are known to be dead; a job must be able to outlive them."""
 
-    def shrink(self) -> Any:
-        """Return what `Communicator.from_mpi` makes one of the living of; collective over them."""
+    def shrink(self) -> Wire:
+        """Return a wire of the processes that are alive; collective over them."""
 
     def take(self, tag: int) -> tuple[np.ndarray, int] | None:
         """Return the next message with `tag`, of any size, and its sender; None if none came."""

@@ -214,8 +214,8 @@ def test_the_last_checkpoints_stay(tmp_path, data) -> None:
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"keep": 0, "checkpoint": "x"}, "keep=0: both must be ≥ 1"),
-        ({"checkpoint_every": 0, "checkpoint": "x"}, "checkpoint_every=0, keep=1: both"),
+        ({"keep": 0, "checkpoint": "x"}, "keep=0 must be an integer ≥ 1"),
+        ({"checkpoint_every": 0, "checkpoint": "x"}, "checkpoint_every=0 must be an integer"),
         ({"checkpoint_every": 3}, "checkpoint_every=3 needs checkpoint="),
     ],
 )
