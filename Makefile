@@ -20,6 +20,8 @@ MPIRUN := $(BIN)/mpirun
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+# Tests launch hundreds of Pythons: what one has compiled, the next ones read.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-one test-mpi cuda-check gpu-test sanitize fuzz bench lint format

@@ -131,27 +131,58 @@ def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
     assert narrow == pytest.approx(wide, rel=0.01)
 
 
+MISTAKES = {
+    "--model gpt": r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class",
+    "--epochs 1 --steps 1": r"pass --epochs or --steps, not both",
+    "--microbatches 2": r"--microbatches: for --pp or --tp above 1, or --parallel model",
+    "--schedule 1f1b --recompute": r"--schedule, --recompute: for --pp or --tp above 1",
+    "--parallel model --stages-per-rank 2": r"schedule='1f1b' has one stage a rank, not",
+    "--steps 5 --warmup 6": r"warmup=6 must be between 0 and the 5 steps of the run",
+    "--checkpoint-every 5": r"checkpoint_every=5 needs checkpoint=, a folder",
+    "--check-finite --precision fp16": r"check_finite=True with precision='fp16'",
+    "--device tpu": r"'tpu' is not one of 'cpu', 'cuda'",
+    "--compression zip": r"compression='zip' does not exist: choose from 'bf16'",
+    "--parallel model --dp 1": r"pass --parallel, or --dp, --pp and --tp",
+    "--memory-limit 100KiB": r"MiB",
+    "--share --no-shard": r"leave out shard=False",
+}
+
+
+@pytest.fixture(scope="module")
+def refusals():
+    """What train.py says to each of MISTAKES, one after the other in one process."""
+    program = f"""
+import contextlib, io, json, train
+
+def refusal(options):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            train.main(options.split(), standalone_mode=False)
+        except train.REFUSALS as error:
+            train.tell(error)
+    return said.getvalue()
+
+print(json.dumps([refusal(options) for options in {list(MISTAKES)}]))
+"""
+    result = run_group([sys.executable, "-c", program], timeout=120)
+    assert result.returncode == 0, result.stderr
+    return dict(zip(MISTAKES, json.loads(result.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES.items())
+def test_mistakes_are_told_in_one_message(options, message, refusals):
+    assert refusals[options].count("Error: ") == 1
+    assert re.search(message, refusals[options])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--batch-size 0", r"'--batch-size': 0 is not in the range x>=1"),
-        ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
-        ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
-        ("--microbatches 2", r"--microbatches: for --pp or --tp above 1, or --parallel model"),
-        ("--schedule 1f1b --recompute", r"--schedule, --recompute: for --pp or --tp above 1"),
-        ("--parallel model --stages-per-rank 2", r"schedule='1f1b' has one stage a rank, not"),
-        ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),
-        ("--checkpoint-every 5", r"checkpoint_every=5 needs checkpoint=, a folder"),
-        ("--check-finite --precision fp16", r"check_finite=True with precision='fp16'"),
-        ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
-        ("--compression zip", r"compression='zip' does not exist: choose from 'bf16'"),
-        ("--parallel model --dp 1", r"pass --parallel, or --dp, --pp and --tp"),
         ("--pp 2", r"dp=None × pp=2 × tp=1 is not 1, the number of ranks"),
-        ("--memory-limit 100KiB", r"MiB"),
-        ("--share --no-shard", r"leave out shard=False"),
     ],
 )
-def test_mistakes_are_told_in_one_message(options, message):
+def test_a_mistake_ends_train_py_without_a_traceback(options, message):
     assert_usage_error(alone(*options.split()), message)
 
 
