@@ -43,7 +43,7 @@ PYTEST := $(BIN)/python -m pytest
 OR_NONE := $(if $(ARGS),|| [ $$? -eq 5 ])
 
 test-one: setup ## those with one process, which may launch others; MARK=mpirun: where MPI matters
-	$(PYTEST) --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
+	$(PYTEST) -n 2 --dist loadfile --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
 
 test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 without shared memory
 	@set -e; for ranks in $(RANKS_LIST); do \
