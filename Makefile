@@ -42,6 +42,7 @@ test: test-one test-mpi ## all tests; ARGS go to pytest
 PYTEST := $(BIN)/python -m pytest
 OR_NONE := $(if $(ARGS),|| [ $$? -eq 5 ])
 
+# Two at once, file by file: launched programs wait much of their time.
 test-one: setup ## those with one process, which may launch others; MARK=mpirun: where MPI matters
 	$(PYTEST) -n 2 --dist loadfile --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
 
