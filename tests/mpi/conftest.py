@@ -17,12 +17,13 @@ _verdicts = None
 MODELS = frozenset(
     """
     better_cut checkpoints_of_layouts compression compression_training deferred_batch_norm hybrid
-    layouts leftovers mesh_leftovers model_parallel_page models_without_memory numbers precision
-    resume schedules splitting sync_batch_norm tensor_layers tensor_parallel tensor_plan ties
+    leftovers mesh_leftovers model_parallel_page models_without_memory numbers precision resume
+    schedules splitting sync_batch_norm tensor_layers tensor_parallel tensor_plan ties
     """.split()
 )
 """Files, without test_, of models and optimizers: above collectives and messages, which they use as
-test_data_parallel.py, test_trainers.py, test_model_parallel.py and test_pipeline.py do."""
+test_data_parallel.py, test_layouts.py, test_model_parallel.py, test_pipeline.py and test_trainers.py
+do."""
 
 
 @pytest.hookimpl(trylast=True)
