@@ -22,8 +22,8 @@ MODELS = frozenset(
     """.split()
 )
 """Files, without test_, of models and optimizers: above collectives and messages, which they use as
-test_data_parallel.py, test_layouts.py, test_model_parallel.py, test_pipeline.py and test_trainers.py
-do."""
+test_data_parallel.py, test_layouts.py, test_model_parallel.py, test_pipeline.py, test_trainers.py
+do, which run everywhere."""
 
 
 @pytest.hookimpl(trylast=True)
