@@ -53,10 +53,10 @@ def test_broadcast_of_symmetric_buffers_and_read_only_arrays_of_the_root(comm):
 
 
 def test_a_free_running_root_loses_no_broadcast(comm):
-    """The root looks back at nobody between 100 000 broadcasts; every one must arrive."""
+    """The root looks back at nobody between 100 000 broadcasts; messages wait by themselves."""
     x = np.zeros(1, np.int64)
     wrong = 0
-    for i in range(100_000 if "direct" in comm.explain("broadcast", 8) else 5_000):
+    for i in range(100_000 if "direct" in comm.explain("broadcast", 8) else 500):
         if comm.rank == 0:
             x[0] = i
         comm.broadcast(x, 0)
