@@ -20,6 +20,8 @@ MPIRUN := $(BIN)/mpirun
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+# Tests launch hundreds of Pythons: what one has compiled, the next ones read.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-one test-mpi test-slow cuda-check gpu-test sanitize fuzz bench
@@ -40,8 +42,9 @@ test: test-one test-mpi ## all tests; ARGS go to pytest
 PYTEST := $(BIN)/python -m pytest
 OR_NONE := $(if $(ARGS),|| [ $$? -eq 5 ])
 
+# Two at once, file by file: launched programs wait much of their time.
 test-one: setup ## those with one process, which may launch others; MARK=mpirun: where MPI matters
-	$(PYTEST) --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
+	$(PYTEST) -n 2 --dist loadfile --ignore=tests/mpi $(MARK:%=-m %) $(ARGS) $(OR_NONE)
 
 test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 without shared memory
 	@set -e; for ranks in $(RANKS_LIST); do \

@@ -229,12 +229,21 @@ def summary(task: Task, result: dict[str, Any]) -> str:
     return f"test accuracy {accuracy:.2%} of {result['count']} samples, loss {result['loss']:.4f}"
 
 
+REFUSALS = (click.ClickException, pycomm.ArgumentError, pycomm.MissingError)
+"""What a wrong command line raises."""
+
+
+def tell(error: Exception) -> None:
+    """Say what was wrong with the arguments, as click does."""
+    usage = error if isinstance(error, click.ClickException) else click.UsageError(str(error))
+    usage.show()
+
+
 def leave(error: Exception) -> None:
     """Say once what was wrong with the arguments, and end every rank with exit code 2."""
     comm = pycomm.init()
     if comm.rank == 0:
-        usage = error if isinstance(error, click.ClickException) else click.UsageError(str(error))
-        usage.show()
+        tell(error)
     comm.barrier()  # nobody ends the job before the message is out
     comm.close()
     sys.exit(2)
@@ -243,7 +252,7 @@ def leave(error: Exception) -> None:
 if __name__ == "__main__":
     try:
         main(standalone_mode=False)
-    except (click.ClickException, pycomm.ArgumentError, pycomm.MissingError) as error:
+    except REFUSALS as error:
         leave(error)
     except click.Abort:  # Ctrl-C
         sys.exit(130)

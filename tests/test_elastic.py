@@ -162,12 +162,8 @@ SHARE = {"share": True}
     ("dies", "where", "how"),
     [
         (2, "forward", {"options": {"shard": False}}),
-        (0, "forward", {"options": SHARD, "rule": "sgd"}),
         (1, "own pieces updated", {}),
         (0, "own pieces updated", {"options": SHARE}),
-        (2, "copying", {"options": SHARD, "rule": "sgd"}),
-        (0, "copying", {"options": SHARD, "rule": "rmsprop", "shared_memory": False}),
-        (1, "copies sent", {"options": SHARD, "shared_memory": False}),
     ],
 )
 def test_the_others_go_on_as_fewer_ranks_would(open_mpi, tmp_path, dies, where, how) -> None:
@@ -180,11 +176,21 @@ def test_the_others_go_on_as_fewer_ranks_would(open_mpi, tmp_path, dies, where, 
     assert re.search(r"step 6 is done: \d+\.\d\d s after it was known", log)
 
 
-def test_one_after_the_other(open_mpi, tmp_path) -> None:
-    deaths = [([3], 3, "forward"), ([0], 6, "copying")]
-    log = check_goes_on(tmp_path, 4, deaths, options=SHARD)
+@pytest.mark.parametrize(
+    ("deaths", "how"),
+    [
+        ([([0], 3, "forward"), ([2], 6, "copying")], {"rule": "sgd"}),
+        (
+            [([0], 3, "copying"), ([1], 6, "copies sent")],
+            {"rule": "rmsprop", "shared_memory": False},
+        ),
+    ],
+)
+def test_one_after_the_other(open_mpi, tmp_path, deaths, how) -> None:
+    log = check_goes_on(tmp_path, 4, deaths, options=SHARD, **how)
     assert "3 ranks go on from step 3" in log
     assert "2 ranks go on from step 6" in log
+    assert len(re.findall(r"step [47] is done: \d+\.\d\d s after it was known", log)) == 2
 
 
 def test_all_but_one_at_once(open_mpi, tmp_path) -> None:

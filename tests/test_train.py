@@ -19,6 +19,29 @@ def alone(*args: str) -> subprocess.CompletedProcess[str]:
     return run_group([sys.executable, "train.py", *args], timeout=120)
 
 
+def trained(*runs: str, ranks: int = 0) -> list[str]:
+    """Run train.py with each of these options, one after the other in one job; return its output.
+
+    Args:
+        ranks: how many; one process without mpirun if 0.
+    """
+    program = f"""
+import pycomm, train
+for options in {runs}:
+    train.main(options.split(), standalone_mode=False)
+    if pycomm.init().rank == 0:
+        print("# end", flush=True)
+"""
+    if ranks:
+        result = mpirun(ranks, "-c", program, timeout=120)
+    else:
+        result = run_group([sys.executable, "-c", program], timeout=120)
+    assert result.returncode == 0, result.stderr
+    *outputs, _ = result.stdout.split("# end\n")
+    assert len(outputs) == len(runs)
+    return outputs
+
+
 def losses(file: Path) -> dict[int, float]:
     """Return the loss by step of a metrics file."""
     records = [json.loads(line) for line in file.read_text().splitlines()]
@@ -79,26 +102,21 @@ def test_running_statistics_over_whole_batches():
 
 
 def test_compression_sends_fewer_bytes():
-    def megabytes(*options):
-        common = ["train.py", "--batch-size", "300", "--steps", "2"]
-        result = mpirun(2, *common, *options, timeout=120)
-        assert result.returncode == 0, result.stderr
-        return float(re.search(r"│\s+0 │.*│\s+([\d.]+) │\s+[\d.]+ │", result.stdout)[1])
-
-    assert megabytes("--compression", "int8") < 0.27 * megabytes()
+    common = "--batch-size 300 --steps 2"
+    outputs = trained(common, f"{common} --compression int8", ranks=2)
+    row = r"│\s+0 │.*│\s+([\d.]+) │\s+[\d.]+ │"
+    whole, compressed = (float(re.search(row, output)[1]) for output in outputs)
+    assert compressed < 0.27 * whole
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     def run(name, steps):
-        options = f"--model mlp --batch-size 500 --steps {steps}".split()
-        files = ["--checkpoint", tmp_path / name, "--metrics", tmp_path / f"{name}.jsonl"]
-        result = mpirun(2, "train.py", *options, *files)
-        assert result.returncode == 0, result.stderr
-        return result.stdout.splitlines()[-1]
+        files = f"--checkpoint {tmp_path / name} --metrics {tmp_path / name}.jsonl"
+        return f"--model mlp --batch-size 500 --steps {steps} {files}"
 
-    whole = run("whole", steps=8)
-    run("halves", steps=4)
-    assert run("halves", steps=8) == whole
+    whole, _ = trained(run("whole", steps=8), run("halves", steps=4), ranks=2)
+    (resumed,) = trained(run("halves", steps=8), ranks=2)
+    assert resumed.splitlines()[-1] == whole.splitlines()[-1]
     assert list(losses(tmp_path / "whole.jsonl")) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert losses(tmp_path / "halves.jsonl") == losses(tmp_path / "whole.jsonl")
 
@@ -129,56 +147,74 @@ def test_unknown_files_end_all_ranks():
     assert_usage_error(result, r"'nowhere\.npz' is neither digits or text nor an existing file")
 
 
-def test_what_the_optimizer_refuses_is_told_in_one_message():
-    assert_usage_error(alone("--lr", "nan"), "rank 0: optimizer.* Invalid learning rate: nan")
-
-
-def test_what_the_trainer_refuses_ends_all_ranks():
-    result = mpirun(2, "train.py", "--share", "--no-shard", timeout=120)
-    assert_usage_error(result, r"share=True needs shards: leave out shard=False")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_gpus_that_are_not_there_end_all_ranks():
-    result = mpirun(2, "train.py", "--device", "cuda", timeout=120)
-    assert_usage_error(result, r"rank 0: torch \S+ (cannot use CUDA: install|finds no GPU: see)")
-
-
 def test_bfloat16_where_autocast_finds_that_it_does(tmp_path):
-    def first_losses(precision):
+    def run(precision):
         file = tmp_path / f"{precision}.jsonl"
-        options = f"--device cpu --model mlp --steps 3 --precision {precision} --metrics {file}"
-        result = alone(*options.split())
-        assert result.returncode == 0, result.stderr
-        return list(losses(file).values())
+        return f"--device cpu --model mlp --steps 3 --precision {precision} --metrics {file}"
 
-    narrow, wide = first_losses("bf16"), first_losses("fp32")
+    trained(run("bf16"), run("fp32"))
+    narrow, wide = (list(losses(tmp_path / f"{p}.jsonl").values()) for p in ("bf16", "fp32"))
     assert narrow != wide
     assert narrow == pytest.approx(wide, rel=0.01)
+
+
+MISTAKES = {
+    "--model gpt": r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class",
+    "--epochs 1 --steps 1": r"pass --epochs or --steps, not both",
+    "--microbatches 2": r"--microbatches: for --pp or --tp above 1, or --parallel model",
+    "--deferred-batch-norm": r"--deferred-batch-norm: for --pp or --tp above 1, or --par",
+    "--schedule 1f1b --recompute": r"--schedule, --recompute: for --pp or --tp above 1",
+    "--parallel model --stages-per-rank 2": r"schedule='1f1b' has one stage a rank, not",
+    "--steps 5 --warmup 6": r"warmup=6 must be between 0 and the 5 steps of the run",
+    "--checkpoint-every 5": r"checkpoint_every=5 needs checkpoint=, a folder",
+    "--check-finite --precision fp16": r"check_finite=True with precision='fp16'",
+    "--device tpu": r"'tpu' is not one of 'cpu', 'cuda'",
+    "--compression zip": r"compression='zip' does not exist: choose from 'bf16'",
+    "--parallel model --dp 1": r"pass --parallel, or --dp, --pp and --tp",
+    "--memory-limit 100KiB": r"MiB",
+    "--lr nan": r"rank 0: .*Invalid learning rate: nan",
+    "--share --no-shard": r"share=True needs shards: leave out shard=False",
+}
+if not torch.cuda.is_available():
+    no_gpu = r"rank 0: torch \S+ (cannot use CUDA: install|finds no GPU: see)"
+    MISTAKES["--device cuda"] = no_gpu
+
+
+@pytest.fixture(scope="module")
+def refusals():
+    """What train.py says to each of MISTAKES, one after the other in one process."""
+    program = f"""
+import contextlib, io, json, train
+
+def refusal(options):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            train.main(options.split(), standalone_mode=False)
+        except train.REFUSALS as error:
+            train.tell(error)
+    return said.getvalue()
+
+print(json.dumps([refusal(options) for options in {list(MISTAKES)}]))
+"""
+    result = run_group([sys.executable, "-c", program], timeout=120)
+    assert result.returncode == 0, result.stderr
+    return dict(zip(MISTAKES, json.loads(result.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES.items())
+def test_mistakes_are_told_in_one_message(options, message, refusals):
+    assert refusals[options].count("Error: ") == 1
+    assert re.search(message, refusals[options])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--batch-size 0", r"'--batch-size': 0 is not in the range x>=1"),
-        ("--model gpt", r"'gpt' takes text, not digits \(samples of shape \(1, 8, 8\), 10 class"),
-        ("--epochs 1 --steps 1", r"pass --epochs or --steps, not both"),
-        ("--microbatches 2", r"--microbatches: for --pp or --tp above 1, or --parallel model"),
-        ("--deferred-batch-norm", r"--deferred-batch-norm: for --pp or --tp above 1, or --par"),
-        ("--schedule 1f1b --recompute", r"--schedule, --recompute: for --pp or --tp above 1"),
-        ("--parallel model --stages-per-rank 2", r"schedule='1f1b' has one stage a rank, not"),
-        ("--steps 5 --warmup 6", r"warmup=6 must be between 0 and the 5 steps of the run"),
-        ("--checkpoint-every 5", r"checkpoint_every=5 needs checkpoint=, a folder"),
-        ("--check-finite --precision fp16", r"check_finite=True with precision='fp16'"),
-        ("--device tpu", r"'tpu' is not one of 'cpu', 'cuda'"),
-        ("--compression zip", r"compression='zip' does not exist: choose from 'bf16'"),
-        ("--parallel model --dp 1", r"pass --parallel, or --dp, --pp and --tp"),
         ("--pp 2", r"dp=None × pp=2 × tp=1 is not 1, the number of ranks"),
-        ("--memory-limit 100KiB", r"MiB"),
-        ("--share --no-shard", r"leave out shard=False"),
     ],
 )
-def test_mistakes_are_told_in_one_message(options, message):
+def test_a_mistake_ends_train_py_without_a_traceback(options, message):
     assert_usage_error(alone(*options.split()), message)
 
 

@@ -71,19 +71,15 @@ def test_a_wrong_setting_is_an_error_without_a_traceback(cache):
 
 
 def test_tuning_keeps_a_table_that_the_next_run_chooses_by(cache, tmp_path):
+    """And tuning without shared memory keeps what was known of it."""
     result = mpirun(2, *DOCTOR, "--tune", env=cache)
     assert result.returncode == 0, result.stderr
     assert f"kept in {tmp_path}" in result.stdout
-    table = kept(tmp_path)
-    assert {*LINKS} & {*table} == {"memory", "messages"}
-    assert {"messages/all_reduce/ring", "memory/broadcast/direct"} <= {*table["algorithms"]}
+    before = kept(tmp_path)
+    assert {*LINKS} & {*before} == {"memory", "messages"}
+    assert {"messages/all_reduce/ring", "memory/broadcast/direct"} <= {*before["algorithms"]}
     program = "import pycomm; print(pycomm.init().explain('all_reduce', 4096), flush=True)"
     assert "costs: measured" in mpirun(2, "-c", program, env=cache).stdout
-
-
-def test_tuning_without_shared_memory_keeps_what_was_known_of_it(cache, tmp_path):
-    mpirun(2, *DOCTOR, "--tune", env=cache)
-    before = kept(tmp_path)
     mpirun(2, *DOCTOR, "--tune", env={**cache, "PYCOMM_SHARED_MEMORY": "0"})
     after = kept(tmp_path)
     assert after["memory"] == before["memory"]

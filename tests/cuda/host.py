@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -132,7 +133,11 @@ def build(file: str, compiler: Compiler) -> Path:
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     library = BUILD / f"{Path(file).stem}-{digest}.so"
     if not library.exists():
-        _compile(source, library, compiler, sanitize)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with library.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may build it
+            if not library.exists():
+                _compile(source, library, compiler, sanitize)
     return library
 
 
@@ -168,7 +173,6 @@ def _headers(file: str) -> list[Path]:
 
 
 def _compile(source: str, library: Path, compiler: Compiler, sanitize: list[str]) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
     program = library.with_suffix(f".{os.getpid()}.cpp")
     program.write_text(source)
     made = program.with_suffix(".so")

@@ -14,6 +14,17 @@ import pycomm
 
 _verdicts = None
 
+MODELS = frozenset(
+    """
+    better_cut checkpoints_of_layouts compression compression_training deferred_batch_norm hybrid
+    leftovers mesh_leftovers model_parallel_page models_without_memory numbers precision resume
+    schedules splitting sync_batch_norm tensor_layers tensor_parallel tensor_plan ties
+    """.split()
+)
+"""Files, without test_, of models and optimizers: above collectives and messages, which they use as
+test_data_parallel.py, test_layouts.py, test_model_parallel.py, test_pipeline.py, test_trainers.py
+do, which run everywhere."""
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,16 +37,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what another MPI does not change, but for 3 ranks: what runs on doubles of GPUs.
+    """Leave out what the ranks of other runs show as well.
 
-    All of it runs under Open MPI; together the two would take most of the time of all tests.
+    Open MPI on shared memory runs everything on every number of ranks, MPICH on 3 ranks. What other
+    runs change is how calls and messages reach the others, so they leave out what is made of these
+    alone: MODELS, and under MPICH also what runs on doubles of GPUs.
     """
     world = pycomm.init()
-    if "Open MPI" in MPI.Get_library_version() or (world.size == 3 and world.config.shared_memory):
+    open_mpi = "Open MPI" in MPI.Get_library_version()
+    if world.config.shared_memory and (open_mpi or world.size == 3):
         return
-    same = [item for item in items if item.path.name.startswith("test_device_")]
-    config.hook.pytest_deselected(items=same)
-    items[:] = [item for item in items if item not in set(same)]
+    same = {
+        item
+        for item in items
+        if item.path.stem.removeprefix("test_") in MODELS
+        or (not open_mpi and item.path.stem.startswith("test_device_"))
+    }
+    config.hook.pytest_deselected(items=list(same))
+    items[:] = [item for item in items if item not in same]
 
 
 @pytest.hookimpl(wrapper=True)

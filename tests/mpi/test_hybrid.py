@@ -88,8 +88,9 @@ def whole_weights(comm, trainer, folder) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.1])
-@pytest.mark.parametrize(("optimizer", "bound"), [(sgd, 1e-12), (adamw, 1e-9)])
+@pytest.mark.parametrize(
+    ("optimizer", "bound", "clip_norm"), [(sgd, 1e-12, 0.1), (adamw, 1e-9, None)]
+)
 def test_every_layout_gives_the_weights_of_one_process(
     comm, tmp_path, optimizer, bound, clip_norm
 ) -> None:
