@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_if_one_end_cannot_the_host_brings_it(comm, given, who):
 
 
 def test_long_messages_are_cut(dev, make, monkeypatch):
-    monkeypatch.setattr(dev.world.wire, "_piece", 3000)
+    short = replace(dev.world.config, max_message_bytes=3000)
+    monkeypatch.setattr(dev.world.wire, "_config", short)
     for k, size in enumerate((2999, 3000, 3001, LARGE)):
         once_round(dev, make, size, k)
 
