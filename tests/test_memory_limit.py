@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 
 import pytest
@@ -11,7 +12,7 @@ from tests.launch import mpirun
 pytestmark = pytest.mark.mpirun
 
 PROGRAM = """
-import resource, sys
+import json, resource, sys
 from pathlib import Path
 
 import torch
@@ -39,13 +40,12 @@ with torch.device("meta"):
 try:
     pycomm.DataParallelTrainer(whole, adamw, mse_loss, comm, memory_limit=LIMIT, shard=False)
 except ArgumentError as error:
-    print("REFUSED", error)
+    refused = str(error)
 try:
     kept = [torch.ones(WIDTH, WIDTH) for _ in range(4 * LAYERS)]
-    print("THERE IS ROOM FOR ALL")
+    room = True
 except RuntimeError:
-    kept = None
-    print("NO ROOM FOR ALL")
+    kept, room = None, False
 
 torch.manual_seed(3)
 trainer = pycomm.ModelParallelTrainer(
@@ -54,7 +54,9 @@ trainer = pycomm.ModelParallelTrainer(
 )
 losses = [trainer.step(x, x) for _ in range(3)]
 own = sum(p.nbytes for p in trainer.module.parameters())
-print("TRAINED", own >> 20, losses[0] > losses[-1])
+rows = comm.all_gather_object([refused, room, own >> 20, losses[0] > losses[-1]])
+if comm.rank == 0:
+    print(json.dumps(rows))
 """
 
 PLAIN_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -64,12 +66,11 @@ PLAIN_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 def test_a_model_beyond_one_ranks_limit_trains_on_three() -> None:
     done = mpirun(3, "-c", textwrap.dedent(PROGRAM), timeout=150, env=PLAIN_MALLOC)
     assert done.returncode == 0, done.stdout + done.stderr
-    refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
+    refused, room, trained_mb, learnt = zip(*json.loads(done.stdout))
     assert len(refused) == 3
     assert "memory_limit=192.00 MiB is not enough on 3 of 3 ranks" in refused[0]
     assert "needs 480.00 MiB (parameters 120.00 MiB, gradients 120.00 MiB" in refused[0]
     assert "split over 3 ranks by ModelParallelTrainer it fits" in refused[0]
-    assert done.stdout.count("NO ROOM FOR ALL") == 3
-    trained = [line.split() for line in done.stdout.splitlines() if line.startswith("TRAINED")]
-    assert sorted(int(line[1]) for line in trained) == [40, 40, 40]
-    assert all(line[2] == "True" for line in trained)
+    assert room == (False, False, False)
+    assert trained_mb == (40, 40, 40)
+    assert learnt == (True, True, True)
