@@ -178,8 +178,16 @@ def _work(
 ) -> torch.Tensor:
     """Do a layer's work by `run` where a call can stand for it, else as the layer does."""
     if torch.is_grad_enabled() and call.takes(layer, input):
-        return run(layer, call, input)
+        return run(layer, call, _cast(input))
     return getattr(type(layer), name)(layer, input)
+
+
+def _cast(x: torch.Tensor) -> torch.Tensor:
+    """Return what autocast gives to a layer, which takes less memory to keep."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 @torch.no_grad()

@@ -74,6 +74,13 @@ def test_under_autocast(name: str) -> None:
         assert (one - other).norm() <= 2e-2 * one.norm()
 
 
+def test_under_autocast_narrow_inputs_are_kept() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(4, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        deferred = halves(model, x)
+    assert [kept.x.dtype for kept in deferred._complete] == [torch.bfloat16]
+
+
 def test_frozen_weights_and_biases() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)).double()
     model[0].bias.requires_grad_(False)
