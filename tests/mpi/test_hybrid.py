@@ -162,7 +162,7 @@ def test_a_plan_that_replaces_the_model(comm) -> None:
     if comm.size == 1:
         pytest.skip("nothing is divided")
     mesh = pycomm.Mesh(comm, tp=comm.size)
-    model = torch.nn.Linear(6, 4).double()
+    model = torch.nn.Linear(6, 2 * comm.size).double()
     with pytest.raises(ArgumentError, match="replaces the model: name its layers"):
         pycomm.ModelParallelTrainer(
             model, sgd, cross_entropy, mesh, tensor_plan={"": "output"}, leaves=[torch.nn.Linear]
