@@ -57,7 +57,7 @@ test-mpi: setup ## tests/mpi on each number of ranks in RANKS_LIST, and on 3 wit
 	    timeout -k 10 900 $(MPIRUN) -np 3 $(PYTEST) -p no:cacheprovider --color=no \
 	        tests/mpi $(ARGS) $(OR_NONE)
 
-test-slow: setup ## every dp × pp × tp of 8 ranks against one process: five minutes on 2 cores
+test-slow: setup ## every dp × pp × tp of 8 ranks against one process: two minutes on 2 cores
 	timeout -k 10 900 $(MPIRUN) -np 8 $(PYTEST) -p no:cacheprovider --color=no \
 	    tests/mpi/test_hybrid.py tests/mpi/test_layouts.py $(ARGS)
 

@@ -37,7 +37,7 @@ def find_mpirun() -> str | None:
 def mpirun(
     ranks: int,
     *args: str | Path,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     env: Mapping[str, str] | None = None,
     cwd: str | Path = REPO,
     options: Sequence[str] = (),
@@ -72,7 +72,7 @@ start = time.perf_counter()
 def run(
     ranks: int,
     program: str,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
     comm_timeout: float = 60.0,
     setup: str = "",
     **options: Any,

@@ -77,7 +77,7 @@ class Hosts:
         self,
         ranks_per_host: int,
         *args: str | Path,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run `python *args` on so many ranks of every host, rank 0 to k−1 on h1 and so on."""

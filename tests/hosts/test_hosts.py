@@ -57,7 +57,7 @@ def run(
     require()
     start = START.replace("timeout=20", f"timeout={comm_timeout}")
     with hosts(number) as network:
-        return network.mpirun(ranks, "-c", start + textwrap.dedent(program), timeout=30, env=env)
+        return network.mpirun(ranks, "-c", start + textwrap.dedent(program), timeout=90, env=env)
 
 
 def told(number: int, ranks: int, program: str, env: Mapping[str, str] | None = None) -> list[list]:
