@@ -80,3 +80,7 @@ class RankFailedError(CommError):
 
 class StateLostError(RankFailedError):
     """Ranks died that alone had a part of what is trained; raised on every survivor."""
+
+
+UNUSABLE = (CommTimeoutError, DeadlockError, DepartedError, RankFailedError)
+"""After these the ranks of a communicator cannot agree any more; each of them has its own."""

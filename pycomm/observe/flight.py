@@ -14,18 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pycomm import _native
-from pycomm.errors import (
-    CommError,
-    CommTimeoutError,
-    DeadlockError,
-    DepartedError,
-    MismatchError,
-    RankFailedError,
-)
+from pycomm.errors import UNUSABLE, CommError, CommTimeoutError, MismatchError
 from pycomm.types import DTYPES
 
 _logger = logging.getLogger("pycomm")
-_WRITTEN_ON = (MismatchError, CommTimeoutError, DeadlockError, DepartedError, RankFailedError)
+_WRITTEN_ON = (MismatchError, *UNUSABLE)
 
 Flight = dict[str, Any]
 """pid, rank, size, job, begun (how many operations in all) and operations, oldest first: dicts."""

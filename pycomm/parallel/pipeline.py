@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pycomm.errors import (
-    ArgumentError,
-    CommTimeoutError,
-    DeadlockError,
-    DepartedError,
-    RankFailedError,
-    StageError,
-)
+from pycomm.errors import UNUSABLE, ArgumentError, StageError
 from pycomm.parallel.idle import Times
 from pycomm.parallel.parcels import Failure
 from pycomm.parallel.parts import INPUT, Part
@@ -169,7 +162,7 @@ class Pipeline:
             try:
                 with self.times.computing(action.stage):
                     return compute()
-            except (DepartedError, RankFailedError, CommTimeoutError, DeadlockError):
+            except UNUSABLE:
                 raise
             except Exception as error:
                 self._error = error

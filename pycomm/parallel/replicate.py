@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import nn
 
-from pycomm.errors import (
-    CommError,
-    CommTimeoutError,
-    DeadlockError,
-    DepartedError,
-    MismatchError,
-    RankFailedError,
-)
+from pycomm.errors import UNUSABLE, CommError, MismatchError
 
 if TYPE_CHECKING:
     from pycomm.communicator import Communicator
@@ -46,11 +39,17 @@ def check_equal(comm: Communicator, what: str, value: Any) -> None:
 def check_all_equal(comm: Communicator, told: Callable[[], Mapping[str, Any]]) -> None:
     """Return if all ranks have equal values, small picklable objects, for each name.
 
+    Of a function it is only compared that there is one.
+
     Raises:
         CommError: `told` raises on some rank; raised on all.
         MismatchError: on every rank; the message names the first rank that differs from rank 0.
     """
-    everyone = gather_from_every_rank(comm, told, "reading the arguments")
+
+    def comparable() -> dict[str, Any]:
+        return {what: "a function" if callable(v) else v for what, v in told().items()}
+
+    everyone = gather_from_every_rank(comm, comparable, "reading the arguments")
     for what, first in everyone[0].items():
         for rank, values in enumerate(everyone):
             if values[what] != first:
@@ -91,7 +90,7 @@ def gather_from_every_rank(comm: Communicator, action: Callable[[], T], doing: s
     error: CommError | None = None
     try:
         result = action()
-    except _UNUSABLE:
+    except UNUSABLE:
         raise
     except CommError as caught:
         if caught.told >= comm.size:
@@ -102,10 +101,6 @@ def gather_from_every_rank(comm: Communicator, action: Callable[[], T], doing: s
     everyone = comm.all_gather_object((result, error))
     _raise_first(comm, [failure for _, failure in everyone], cause)
     return [cast(T, value) for value, _ in everyone]
-
-
-_UNUSABLE = (DepartedError, RankFailedError, CommTimeoutError, DeadlockError)
-"""After these ranks cannot agree any more; each has one of its own."""
 
 
 def _raise_first(

@@ -10,7 +10,9 @@ from torch import nn
 
 from pycomm.communicator import Communicator
 from pycomm.errors import ArgumentError
+from pycomm.mesh import Mesh
 from pycomm.parallel.replicate import check_all_equal, on_every_rank
+from pycomm.parallel.stages import Cutting
 from pycomm.trainers.batches import check_whole
 
 
@@ -92,8 +94,8 @@ def check_kinds(comm: Communicator, kinds: Mapping[str, tuple[Any, ...]], **give
     """
 
     def check() -> None:
-        for name, allowed in kinds.items():
-            value = given[name]
+        for name, value in given.items():
+            allowed = kinds.get(name, (value,))
             if not any(value is kind or type(value) is kind for kind in allowed):
                 words = " or ".join(k.__name__ if isinstance(k, type) else str(k) for k in allowed)
                 raise ArgumentError(f"{name}={value!r} must be {words}")
@@ -150,10 +152,37 @@ def check_replica(module: Any, optimizer: Any, comm: Any, **given: Any) -> None:
     check_trainable(module, comm)
     check_functions(comm, {}, optimizer=optimizer)
     check_kinds(comm, _KINDS, **given)
-    told = {name: "a function" if callable(value) else value for name, value in given.items()}
-    check_all_equal(comm, lambda: told)
+    check_all_equal(comm, lambda: given)
     on_every_rank(comm, lambda: check_whole(bucket_bytes=given["bucket_bytes"]))
     on_every_rank(comm, lambda: _check_batch_dims(module, given["batch_dims"] or {}))
+
+
+def one_pipeline(comm: Any) -> Mesh:
+    """Return a mesh of all ranks as one pipeline.
+
+    Raises:
+        ArgumentError: `comm` is no communicator; raised where it is not.
+    """
+    check_communicator(comm)
+    return Mesh(comm, pp=comm.size)
+
+
+def check_divided(comm: Communicator, how: Cutting, given: Mapping[str, Any]) -> None:
+    """Return if these are arguments for ModelParallelTrainer; every rank must call this.
+
+    Raises:
+        ArgumentError: one cannot be used; raised on all.
+        MismatchError: the ranks' arguments differ; raised on all.
+    """
+
+    def same() -> dict[str, Any]:
+        balance, *others = how.told()
+        return {"balance": balance, "cuts, leaves, inputs, sample or seed": others, **given}
+
+    check_all_equal(comm, same)
+    check_kinds(comm, _KINDS, **given)
+    whole = {name: given[name] for name in ("microbatches", "bucket_bytes")}
+    on_every_rank(comm, lambda: check_whole(**whole))
 
 
 def _check_batch_dims(module: nn.Module, batch_dims: Mapping[Any, Any]) -> None:
@@ -170,6 +199,9 @@ _KINDS = {
     "check_finite": (True, False),
     "shard": (True, False, None),
     "share": (True, False),
+    "recompute": (True, False),
+    "sequence": (True, False),
+    "deferred_batch_norm": (True, False),
     "checksums": (int, None),
     "batch_dims": (dict, None),
 }

@@ -75,7 +75,7 @@ class Trainer(Saved, Reported):
         same = {
             "accumulate and clip_norm": (accumulate, clip_norm),
             "precision and check_finite": (precision, check_finite),
-            "rates": "a function" if rates else None,
+            "rates": rates,
         }
         check_all_equal(comm, lambda: same)
         optional = {"weight": weight, "rates": rates}

@@ -6,11 +6,6 @@ from pycomm.errors import ArgumentError
 from pycomm.parallel.compression import Factory
 
 
-def name_of(compression: str | Factory | None) -> str | None:
-    """Return what must be the same on all ranks: functions cannot be compared."""
-    return "a function" if callable(compression) else compression
-
-
 def check_compression(compression: str | Factory | None, precision: str) -> None:
     """Return if gradients can be compressed so.
 

@@ -17,7 +17,7 @@ from pycomm.parallel.compression import Factory
 from pycomm.parallel.deferred_batch_norm import RunningStatistics, convert
 from pycomm.parallel.initial_values.fill import Init
 from pycomm.parallel.pipeline import Pipeline
-from pycomm.parallel.replicate import check_all_equal, on_every_rank
+from pycomm.parallel.replicate import on_every_rank
 from pycomm.parallel.sampler import share as share_of
 from pycomm.parallel.schedules.actions import Action, Forward, Schedule
 from pycomm.parallel.schedules.registry import find_schedule
@@ -29,8 +29,9 @@ from pycomm.parallel.tensor import Plan, counted
 from pycomm.parallel.ties import TiedWeights
 from pycomm.parallel.whole_gradient import WholeGradient
 from pycomm.trainers import batches
+from pycomm.trainers.arguments import check_divided, one_pipeline
 from pycomm.trainers.base import LossFunction, OptimizerFactory, Trainer, Weight
-from pycomm.trainers.compressing import check_compression, name_of
+from pycomm.trainers.compressing import check_compression
 from pycomm.trainers.divided_state import DividedState
 from pycomm.trainers.evaluation import Metrics, batch_sums, no_sums
 from pycomm.trainers.idle_report import IdleReport
@@ -153,24 +154,25 @@ class ModelParallelTrainer(DividedState, Trainer):
         memory_limit: int | str | None = None,
         deferred_batch_norm: bool = False,
     ):
-        self.mesh = mesh = comm if isinstance(comm, Mesh) else Mesh(comm, pp=comm.size)
+        self.mesh = mesh = comm if isinstance(comm, Mesh) else one_pipeline(comm)
         comm, pp, dp, tp = mesh.comm, mesh["pp"], mesh["dp"], mesh["tp"]
         how = Cutting(balance, cuts, leaves, inputs, sample, init, seed)
-
-        def same() -> dict[str, Any]:
-            balance, *told = how.told()
-            return {
-                "microbatches, schedule or balance": (microbatches, schedule, balance),
-                "cuts, leaves, inputs, sample, seed or memory_limit": (told, memory_limit),
-                "stages_per_rank or recompute": (stages_per_rank, recompute),
-                "sequence, shard and share": (sequence, shard, share),
-                "precision and compression": (precision, name_of(compression)),
-                "deferred_batch_norm": deferred_batch_norm,
-            }
-
-        check_all_equal(comm, same)
-        if not isinstance(microbatches, int) or microbatches < 1:
-            raise ArgumentError(f"microbatches={microbatches!r} must be an integer ≥ 1")
+        given = {
+            "microbatches": microbatches,
+            "schedule": schedule,
+            "stages_per_rank": stages_per_rank,
+            "recompute": recompute,
+            "sequence": sequence,
+            "bucket_bytes": bucket_bytes,
+            "check_finite": check_finite,
+            "compression": compression,
+            "shard": shard,
+            "share": share,
+            "batch_dims": batch_dims,
+            "memory_limit": memory_limit,
+            "deferred_batch_norm": deferred_batch_norm,
+        }
+        check_divided(comm, how, given)
         self._schedule = find_schedule(schedule)
         self._microbatches = microbatches
         self._stages_per_rank = self._schedule.stages_on_a_rank(stages_per_rank)

@@ -183,7 +183,7 @@ def test_a_sample_on_one_rank_only(comm) -> None:
     if comm.size == 1:
         pytest.skip("one rank cannot differ")
     sample = batch(2, 0)[0] if comm.rank == 0 else None
-    with pytest.raises(MismatchError, match="sample, seed or memory_limit differ: rank 0 has .*in"):
+    with pytest.raises(MismatchError, match="sample or seed differ: rank 0 has .*in"):
         pycomm.ModelParallelTrainer(everything(comm), sgd, loss_fn, comm, sample=sample)
 
 

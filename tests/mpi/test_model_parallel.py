@@ -132,6 +132,14 @@ def test_more_ranks_than_layers(comm) -> None:
     ("arguments", "match"),
     [
         ({"microbatches": 0}, "microbatches=0 must be an integer"),
+        ({"microbatches": True}, "microbatches=True must be an integer"),
+        ({"bucket_bytes": -1}, "bucket_bytes=-1 must be an integer ≥ 1"),
+        ({"recompute": "no"}, "recompute='no' must be True or False"),
+        ({"sequence": 1}, "sequence=1 must be True or False"),
+        ({"shard": "a"}, "shard='a' must be True or False or None"),
+        ({"check_finite": 1}, "check_finite=1 must be True or False"),
+        ({"deferred_batch_norm": "yes"}, "deferred_batch_norm='yes' must be True or False"),
+        ({"batch_dims": 1}, "batch_dims=1 must be dict or None"),
         ({"schedule": "zigzag"}, "schedule='zigzag' does not exist"),
         ({"stages_per_rank": 2}, "schedule='1f1b' has one stage a rank, not stages_per_rank=2"),
         ({"schedule": "interleaved", "stages_per_rank": 0}, "stages_per_rank=0 must be an integer"),
@@ -145,10 +153,15 @@ def test_bad_arguments(comm, arguments, match: str) -> None:
         pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, **arguments)
 
 
+def test_no_communicator() -> None:
+    with pytest.raises(ArgumentError, match=r"comm=None is no Communicator: pass pycomm.init\(\)"):
+        pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, None)
+
+
 def test_arguments_that_differ(comm) -> None:
     if comm.size == 1:
         pytest.skip("one rank cannot differ")
-    with pytest.raises(MismatchError, match="microbatches, schedule or balance differ"):
+    with pytest.raises(MismatchError, match="microbatches differ: rank 0 has 1, rank 1 has 2"):
         pycomm.ModelParallelTrainer(dense(0), sgd, cross_entropy, comm, 1 + comm.rank)
 
 
